@@ -19,7 +19,7 @@ class OrderedMultiService(MultiService):
     _log = Logger()
     _starting: Deferred[None] | None = None
 
-    def startService(self) -> Deferred[None]:  # type: ignore[override]
+    def startService(self) -> Deferred[None]:
         """Start the children in the order in which they were added.
 
         Returns:

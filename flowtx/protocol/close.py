@@ -1,0 +1,29 @@
+"""The one table of close codes: what ends a connection, with what code, and what a client does then.
+
+A stock Phoenix client comes back after any code but 1000, which therefore means "stay away".
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Close(NamedTuple):
+    """Why a connection is closed.
+
+    Attributes:
+        code: the WebSocket close code.
+        reason: a word for the client, the log and the metrics; at most 123 bytes.
+    """
+
+    code: int
+    reason: str
+
+
+SESSION_STOPPED: Final = Close(1000, "session_stopped")
+HEARTBEAT_TIMEOUT: Final = Close(1002, "heartbeat_timeout")
+TOO_MANY_MALFORMED: Final = Close(1008, "too_many_malformed_frames")
+TOO_MANY_FRAGMENTS: Final = Close(1008, "too_many_fragments")
+INTERNAL_ERROR: Final = Close(1011, "internal_error")
+DRAIN: Final = Close(1012, "drain")
+SLOW_CONSUMER: Final = Close(1013, "slow_consumer")

@@ -1,0 +1,62 @@
+"""Reading the JSON of a payload, with bounds on what it may cost."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from flowtx.errors import InvalidPayload
+from flowtx.protocol.message import Message
+
+MAX_DEPTH: Final = 32
+MAX_NODES: Final = 2_000
+
+
+def read_payload(message: Message) -> Any:
+    """Decode the payload of ``message``.
+
+    Returns:
+        Any JSON value, or bytes for a binary push.
+
+    Raises:
+        InvalidPayload: it is not JSON, or nested deeper than 32, or of more than 2,000 values.
+    """
+    return message.body if message.binary else read_json(message.body)
+
+
+def read_json(text: bytes) -> Any:
+    """Decode JSON text of a bounded size into a value of bounded depth and count.
+
+    Raises:
+        InvalidPayload: see `read_payload`.
+    """
+    try:
+        value = msgspec.json.decode(text)
+    except RecursionError:
+        raise InvalidPayload(f"nested deeper than {MAX_DEPTH}") from None
+    except ValueError as error:
+        raise InvalidPayload(f"not JSON that can be read: {error}") from None
+    # Brackets and commas inside strings count too, which only costs the exact count below.
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH or text.count(b",") >= MAX_NODES // 2:
+        _check_size(value)
+    return value
+
+
+def _check_size(value: Any) -> None:
+    nodes = 0
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        nodes += len(level)
+        if nodes > MAX_NODES:
+            raise InvalidPayload(f"more than {MAX_NODES} values")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+        if not below:
+            return
+        level = below
+    raise InvalidPayload(f"nested deeper than {MAX_DEPTH}")
