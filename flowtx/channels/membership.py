@@ -107,6 +107,8 @@ class Membership:
     async def _join(self, message: Message, replaced: Membership | None) -> None:
         if replaced is not None:
             await replaced.stop("duplicate_join")
+            if self._state is not State.JOINING:
+                return
         reply = await self._ask_to_join(message)
         self._running = None
         if replaced is not None:
@@ -194,7 +196,7 @@ class Membership:
             return
         try:
             if not isinstance(message.event, str) or message.event in SERVER_EVENTS:
-                raise UnhandledEvent(message.event)  # noqa: TRY301 - one place answers for both
+                raise UnhandledEvent(message.event)
             result = self._channel.handle_in(message.event, read_payload(message))
             if not isawaitable(result):
                 self._answer(message, result)
