@@ -7,6 +7,7 @@ setting, what it got and what it takes.
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -228,7 +229,8 @@ def _convert(name: str, source: Source) -> Any:
         converted = msgspec.convert(value, hint, strict=not isinstance(value, str))
     except msgspec.ValidationError:
         converted = None
-    if converted is None or converted != converted:  # NaN passes every bound
+    # NaN passes every bound.
+    if converted is None or (isinstance(converted, float) and math.isnan(converted)):
         raise ConfigError(f"{source.name}: got {source.value!r:.80}; it takes {_takes(hint)}")
     return converted
 
@@ -244,7 +246,7 @@ def _takes(hint: Any) -> str:
         for bound, name in (("ge", "at least"), ("gt", "more than"), ("le", "at most")):
             value = getattr(meta, bound, None)
             if value is not None:
-                word += f", {name} {value:g}"
+                word += f", {name} {value:.0f}"
     return word
 
 
