@@ -123,8 +123,8 @@ class INotificationStore(Interface):
         Fires with the newest ``limit`` of them.
         """
 
-    def after(cursors: Mapping[str, int]) -> Awaitable[Mapping[str, Sequence[Notification]]]:
-        """Read what follows each user's seq, by user id, in the order of seq."""
+    def after(cursors: Mapping[str, int], limit: int) -> Awaitable[Mapping[str, Sequence[Notification]]]:
+        """Read what follows each user's seq: the first ``limit`` of each user, in the order of seq."""
 
     def changed(since: str | None) -> Awaitable[tuple[str, frozenset[str]]]:
         """Find whose inbox grew since a mark that an earlier call gave; None sets the first mark.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import msgspec
 
+from flowtx.interfaces import Subscriber
 from flowtx.protocol.message import Ref
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ class Channel:
             reason: ``leave``, ``closed`` (the connection went), ``duplicate_join``, ``crash``, or
                 that of a `Stop`.
         """
+
+    @property
+    def subscriber(self) -> Subscriber:
+        """What hears the broadcasts on this topic for this client."""
+        return self._membership
 
     @property
     def ref(self) -> Ref:

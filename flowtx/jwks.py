@@ -1,0 +1,345 @@
+"""Public keys out of a JWKS, a file or an https URL, that follow the rotation of the signer's keys.
+
+A key is found by its ``kid`` alone, in a dict; nothing in a token ever names a place to look. What a
+stranger can cause is bounded: however many tokens name keys that do not exist, a file is looked at
+once a second and a URL is fetched once a minute, by one request that all who wait share.
+
+How soon a change is seen: in a file after a second. At a URL a new key is seen with the first token
+that names it, if the last fetch was a minute ago; a key that is gone is taken for five minutes more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IResponse
+
+from flowtx.errors import FlowtxError, Refused, StartupError
+
+#: All in seconds.
+FETCH_TIMEOUT: Final = 3.0
+FETCH_INTERVAL: Final = 60.0
+RETRY_INTERVAL: Final = 1.0
+MAX_AGE: Final = 300.0
+LOOK_INTERVAL: Final = 1.0
+#: The largest JWKS, in bytes.
+MAX_SIZE: Final = 262_144
+MIN_RSA_BITS: Final = 2048
+
+PublicKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey | Ed448PublicKey
+
+_RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
+_CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+_LOADERS: Final[Mapping[object, Callable[[dict[str, Any]], object]]] = {
+    "RSA": RSAAlgorithm.from_jwk,
+    "EC": ECAlgorithm.from_jwk,
+    "OKP": OKPAlgorithm.from_jwk,
+}
+
+
+class VerifyingKey(NamedTuple):
+    """A key, and the algorithms that may be used with it."""
+
+    material: bytes | PublicKey
+    algorithms: frozenset[str]
+
+
+class KeySet(NamedTuple):
+    """The keys of a JWKS that can be used.
+
+    Attributes:
+        keys: all of them.
+        by_kid: those that have a name; of two with the same name the first.
+        private: how many were left out because their private half is there too.
+    """
+
+    keys: list[VerifyingKey]
+    by_kid: dict[str, VerifyingKey]
+    private: int
+
+    def find(self, kid: str | None) -> VerifyingKey | None:
+        """Look up a key; without a name there is an answer only where there is no choice."""
+        if kid is not None:
+            return self.by_kid.get(kid)
+        return self.keys[0] if len(self.keys) == 1 else None
+
+
+class _FetchFailed(FlowtxError):  # noqa: N818
+    """A JWKS could not be had; the text says why, for the log."""
+
+
+def algorithms_of(key: object) -> frozenset[str]:
+    """Tell which algorithms fit a key: none for a private key, a weak one or one of another kind."""
+    if isinstance(key, RSAPublicKey):
+        return _RSA if key.key_size >= MIN_RSA_BITS else frozenset()
+    if isinstance(key, EllipticCurvePublicKey):
+        return frozenset({_CURVES[key.curve.name]} if key.curve.name in _CURVES else ())
+    return frozenset({"EdDSA"} if isinstance(key, Ed25519PublicKey | Ed448PublicKey) else ())
+
+
+def parse_jwks(text: bytes, algorithms: Collection[str]) -> KeySet:
+    """Read a JWKS, leaving out what cannot verify a token signed with one of ``algorithms``.
+
+    Raises:
+        ValueError: it is not a JWKS.
+    """
+    try:
+        document = json.loads(text.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    entries = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError("not an object with a list named keys")  # noqa: TRY004 - a matter of its content
+    found = KeySet([], {}, sum(isinstance(entry, dict) and "d" in entry for entry in entries))
+    for entry in entries:
+        key = _usable(entry, algorithms)
+        if key is not None:
+            found.keys.append(key)
+            kid = entry.get("kid")
+            if isinstance(kid, str):
+                found.by_kid.setdefault(kid, key)
+    return found
+
+
+def _usable(entry: object, algorithms: Collection[str]) -> VerifyingKey | None:
+    # A key with "d" is a private one, and whoever can read it can sign.
+    if not isinstance(entry, dict) or "d" in entry or entry.get("use", "sig") != "sig":
+        return None
+    operations = entry.get("key_ops", ["verify"])
+    kind = entry.get("kty")
+    # Shared secrets ("oct") have no loader: they are never taken out of a JWKS.
+    loader = _LOADERS.get(kind) if isinstance(kind, str) else None
+    if loader is None or not isinstance(operations, list) or "verify" not in operations:
+        return None
+    try:
+        material = loader(entry)
+    except Exception:  # noqa: BLE001, RUF100 - its members may be of any type, and PyJWT checks few of them
+        return None
+    fitting = algorithms_of(material) & frozenset(algorithms)
+    if "alg" in entry:
+        fitting &= {entry["alg"]} if isinstance(entry["alg"], str) else frozenset()
+    return VerifyingKey(cast("PublicKey", material), fitting) if fitting else None
+
+
+class JwksFile:
+    """The keys of a file, which is read again when it has changed."""
+
+    _log = Logger()
+
+    def __init__(self, path: str, algorithms: Collection[str], clock: IReactorTime) -> None:
+        """Read the file.
+
+        Raises:
+            StartupError: it cannot be read, or holds nothing to verify tokens with, or private keys.
+        """
+        self._path = Path(path).absolute()
+        self._algorithms = algorithms
+        self._clock = clock
+        self._looked_at = clock.seconds()
+        try:
+            self._stamp = self._stamped()
+            self._keys = self._read()
+        except OSError as error:
+            raise StartupError(f"--jwt-jwks: cannot read {path!r}: {error.strerror}") from None
+        except ValueError as error:
+            raise StartupError(f"--jwt-jwks: {path!r} is not a JWKS: {error}") from None
+        if self._keys.private:
+            raise StartupError(f"--jwt-jwks: {path!r} holds a private key; it takes public keys only")
+        if not self._keys.keys:
+            raise StartupError(
+                f"--jwt-jwks: {path!r} holds no key that fits --jwt-algorithms {', '.join(algorithms)}"
+            )
+
+    async def find(self, kid: str | None) -> VerifyingKey:
+        """Return the key of that name, or the only one.
+
+        Raises:
+            Refused: there is none.
+        """
+        now = self._clock.seconds()
+        if now - self._looked_at >= LOOK_INTERVAL:
+            self._looked_at = now
+            self._look()
+        key = self._keys.find(kid)
+        if key is None:
+            raise Refused("invalid_token")
+        return key
+
+    def stop(self) -> None:
+        """Do nothing: nothing is under way between two calls."""
+
+    def _look(self) -> None:
+        try:
+            stamp = self._stamped()
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            self._keys = self._read()
+        except (OSError, ValueError) as error:
+            self._log.warn("Keeping the old keys of {path}: {error}", path=str(self._path), error=str(error))
+        else:
+            self._log.info("Read {count} keys from {path}", count=len(self._keys.keys), path=str(self._path))
+
+    def _stamped(self) -> tuple[int, int, int]:
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read(self) -> KeySet:
+        with self._path.open("rb") as file:
+            text = file.read(MAX_SIZE + 1)
+        if len(text) > MAX_SIZE:
+            raise ValueError(f"more than {MAX_SIZE} bytes")
+        return parse_jwks(text, self._algorithms)
+
+
+class JwksUrl:
+    """The keys that an http server hands out, fetched at first use and then as the module says."""
+
+    _log = Logger()
+
+    def __init__(
+        self, url: str, algorithms: Collection[str], reactor: IReactorTime, agent: IAgent | None = None
+    ) -> None:
+        """Fetch nothing yet.
+
+        Args:
+            url: as `flowtx.auth.key_source` has checked it.
+            algorithms: keys that fit none of them are left out.
+            reactor: makes the connections and tells the time.
+            agent: in place of one that trusts what the system's OpenSSL trusts.
+        """
+        self._url = url
+        self._algorithms = algorithms
+        self._reactor = reactor
+        self._agent = agent or Agent(reactor, connectTimeout=FETCH_TIMEOUT)
+        self._keys: KeySet | None = None
+        self._fetched_at = 0.0
+        self._next_fetch = reactor.seconds()
+        self._failed = False
+        self._fetch: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
+
+    async def find(self, kid: str | None) -> VerifyingKey:
+        """Return the key of that name, or the only one, after a fetch where one is due.
+
+        Raises:
+            Refused: there is none; or, with the status 503, there is no telling.
+        """
+        now = self._reactor.seconds()
+        stale = self._keys is None or now - self._fetched_at >= MAX_AGE or self._keys.find(kid) is None
+        if stale and (self._fetch is not None or now >= self._next_fetch):
+            await self._fetched()
+        key = None if self._keys is None else self._keys.find(kid)
+        if key is not None:
+            return key
+        if self._failed or self._keys is None:
+            raise Refused("unavailable", 503, {"Retry-After": "1"})
+        raise Refused("invalid_token")
+
+    def stop(self) -> None:
+        """Give up a fetch that is under way; those who wait for it are refused."""
+        if self._fetch is not None:
+            self._fetch.cancel()
+
+    def _fetched(self) -> Deferred[None]:
+        # Each waits on a Deferred of its own, so that one who gives up does not take the fetch away
+        # from the others.
+        waiter: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(waiter)
+        if self._fetch is None:
+            self._fetch = Deferred.fromCoroutine(self._get())
+            self._fetch.addTimeout(FETCH_TIMEOUT, self._reactor, _timed_out)
+            self._fetch.addCallbacks(self._succeed, self._fail).addBoth(self._finish)
+        return waiter
+
+    async def _get(self) -> None:
+        headers = Headers({b"accept": [b"application/json"], b"user-agent": [b"flowtx"]})
+        response = await cast(
+            "Awaitable[IResponse]", self._agent.request(b"GET", self._url.encode("ascii"), headers)
+        )
+        # A redirect is not followed: the keys come from where the operator said, or not at all.
+        sound = response.code == 200 and (response.length is UNKNOWN_LENGTH or response.length <= MAX_SIZE)
+        body = _Body(MAX_SIZE if sound else 0)
+        response.deliverBody(body)
+        text = await body.received
+        if response.code != 200:
+            raise _FetchFailed(f"HTTP status {response.code}")
+        try:
+            self._keys = parse_jwks(text, self._algorithms)
+        except ValueError as error:
+            raise _FetchFailed(f"not a JWKS: {error}") from None
+
+    def _succeed(self, _: object) -> None:
+        count = len(self._keys.keys) if self._keys else 0
+        self._failed = False
+        self._fetched_at = self._reactor.seconds()
+        report = self._log.info if count else self._log.warn
+        report("Fetched {count} usable keys from {url}", count=count, url=self._url)
+
+    def _fail(self, failure: Failure) -> None:
+        # Whatever it was, the server lives on with the keys that it has; told once per outage.
+        if not self._failed:
+            self._log.warn(
+                "Cannot fetch {url}: {error}",
+                url=self._url,
+                error=f"{failure.type.__name__ if failure.type else ''}: {failure.value}"[:300],
+            )
+        self._failed = True
+
+    def _finish(self, _: object) -> None:
+        self._fetch = None
+        self._next_fetch = self._reactor.seconds() + (RETRY_INTERVAL if self._keys is None else FETCH_INTERVAL)
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(None)
+
+
+def _timed_out(_: object, seconds: float) -> None:
+    raise _FetchFailed(f"no answer within {seconds:.0f} s")
+
+
+class _Body(Protocol):
+    """Collects a body; what is longer than the limit is not read to its end.
+
+    Attributes:
+        received: fires with the body; fails where it is cut off or too long.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self.received: Deferred[bytes] = Deferred(lambda _: self._abort())
+
+    def connectionMade(self) -> None:  # noqa: N802
+        if not self._limit:
+            self._abort()
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        self._size += len(data)
+        if self._size > self._limit:
+            self._abort()
+        else:
+            self._pieces.append(data)
+
+    def connectionLost(self, reason: Failure = Failure(ResponseDone())) -> None:  # noqa: N802, B008
+        pass
+
+    def _abort(self) -> None:
+        pass

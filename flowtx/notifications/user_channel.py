@@ -1,0 +1,106 @@
+"""The channel ``user:<id>``: a user's own notifications, on each of their connections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from flowtx.channels.channel import Channel, Reply, UnhandledEvent, error, ok
+from flowtx.errors import InvalidPayload
+from flowtx.interfaces import Notification, ReadMarks
+from flowtx.notifications.service import NotificationService, Reader, user_topic
+from flowtx.sessions.service import SessionService
+
+RECONNECT_JITTER_MAX_MS: Final = 1_000
+"""Milliseconds over which clients that lost their connection together should spread their return."""
+
+Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Uuid = Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+
+T = TypeVar("T")
+
+
+class JoinPayload(msgspec.Struct):
+    """What a client may give with its join."""
+
+    last_seq: Seq | None = None
+    device: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class MarkReadPayload(msgspec.Struct):
+    """Which notifications a client has read: exactly one of the three."""
+
+    ids: Annotated[list[Uuid], Meta(max_length=1_000)] | None = None
+    up_to_seq: Seq | None = None
+    all: Literal[True] | None = None
+
+
+class UserChannel(Channel):
+    """See the module and the table of events in the README."""
+
+    def __init__(self, sessions: SessionService, notifications: NotificationService) -> None:
+        self._sessions = sessions
+        self._notifications = notifications
+        self._reader: Reader | None = None
+
+    async def join(self, payload: Any) -> Reply:
+        user_id = self.socket.principal.user_id
+        session = self._sessions.get_session(user_id)
+        if self.topic != user_topic(user_id) or session is None or session.user is None:
+            return error({"reason": "unauthorized"})
+        asked = _read({} if payload is None else payload, JoinPayload)
+        reader = self._reader = self._notifications.open(user_id, self._deliver)
+        try:
+            backlog = await self._notifications.backlog(user_id, asked.last_seq)
+        except BaseException:
+            reader.close()
+            raise
+        self._deliver(backlog.notifications)
+        self._notifications.begin(user_id, reader, backlog.last_seq)
+        response: dict[str, Any] = {
+            "session_id": session.session_id,
+            "user": session.user,
+            "resumed": False,
+            "unread": backlog.unread,
+            "last_seq": backlog.last_seq,
+            "reconnect_jitter_max_ms": RECONNECT_JITTER_MAX_MS,
+        }
+        if backlog.truncated:
+            response["truncated"] = True
+        return ok(response)
+
+    async def handle_in(self, event: str, payload: Any) -> Reply:
+        if event == "mark_read":
+            return await self._mark_read(_read(payload, MarkReadPayload))
+        raise UnhandledEvent(event)
+
+    def terminate(self, reason: str) -> None:  # noqa: ARG002
+        if self._reader is not None:
+            self._reader.close()
+
+    async def _mark_read(self, asked: MarkReadPayload) -> Reply:
+        if sum(given is not None for given in (asked.ids, asked.up_to_seq, asked.all)) != 1:
+            raise InvalidPayload('mark_read takes exactly one of "ids", "up_to_seq" and "all"')
+        marks = ReadMarks(
+            ids=None if asked.ids is None else tuple(asked.ids),
+            up_to_seq=asked.up_to_seq,
+            all=asked.all is True,
+        )
+        unread = await self._notifications.mark_notifications_read(
+            self.socket.principal.user_id, marks, self.subscriber
+        )
+        return ok({"unread": unread})
+
+    def _deliver(self, notifications: Sequence[Notification]) -> None:
+        for notification in notifications:
+            self.push("notification", notification)
+
+
+def _read(payload: Any, form: type[T]) -> T:
+    try:
+        return msgspec.convert(payload, form)
+    except msgspec.ValidationError as problem:
+        raise InvalidPayload(str(problem)) from None
