@@ -127,6 +127,11 @@ class Option(NamedTuple):
     flag: bool
     repeatable: bool
 
+    @property
+    def text(self) -> str:
+        """The help with the default."""
+        return self.help if self.default is None else f"{self.help} [default: {self.default}]"
+
 
 class Source(NamedTuple):
     """Where a value came from: its name there, for messages, and the value itself."""

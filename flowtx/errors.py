@@ -21,6 +21,10 @@ class StartupError(FlowtxError):
     """The server cannot start: no database, a taken port, a data directory in use."""
 
 
+class DataDirInUse(StartupError):  # noqa: N818
+    """Another flowtx holds the data directory."""
+
+
 class Refused(FlowtxError):  # noqa: N818 - the field's word, not an error of ours
     """An opening handshake is refused.
 

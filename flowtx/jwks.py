@@ -11,26 +11,26 @@ that names it, if the last fetch was a minute ago; a key that is gone is taken f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, cast
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Protocol
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, ResponseDone
+from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IResponse
+from twisted.web.iweb import IAgentEndpointFactory, IResponse
+from zope.interface import implementer
 
 from flowtx.errors import FlowtxError, Refused, StartupError
+from flowtx.keys import PublicKey, VerifyingKey, algorithms_of
 
 #: All in seconds.
 FETCH_TIMEOUT: Final = 3.0
@@ -40,24 +40,12 @@ MAX_AGE: Final = 300.0
 LOOK_INTERVAL: Final = 1.0
 #: The largest JWKS, in bytes.
 MAX_SIZE: Final = 262_144
-MIN_RSA_BITS: Final = 2048
 
-PublicKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey | Ed448PublicKey
-
-_RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
-_CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _LOADERS: Final[Mapping[object, Callable[[dict[str, Any]], object]]] = {
     "RSA": RSAAlgorithm.from_jwk,
     "EC": ECAlgorithm.from_jwk,
     "OKP": OKPAlgorithm.from_jwk,
 }
-
-
-class VerifyingKey(NamedTuple):
-    """A key, and the algorithms that may be used with it."""
-
-    material: bytes | PublicKey
-    algorithms: frozenset[str]
 
 
 class KeySet(NamedTuple):
@@ -82,15 +70,6 @@ class KeySet(NamedTuple):
 
 class _FetchFailed(FlowtxError):  # noqa: N818
     """A JWKS could not be had; the text says why, for the log."""
-
-
-def algorithms_of(key: object) -> frozenset[str]:
-    """Tell which algorithms fit a key: none for a private key, a weak one or one of another kind."""
-    if isinstance(key, RSAPublicKey):
-        return _RSA if key.key_size >= MIN_RSA_BITS else frozenset()
-    if isinstance(key, EllipticCurvePublicKey):
-        return frozenset({_CURVES[key.curve.name]} if key.curve.name in _CURVES else ())
-    return frozenset({"EdDSA"} if isinstance(key, Ed25519PublicKey | Ed448PublicKey) else ())
 
 
 def parse_jwks(text: bytes, algorithms: Collection[str]) -> KeySet:
@@ -213,21 +192,18 @@ class JwksUrl:
 
     _log = Logger()
 
-    def __init__(
-        self, url: str, algorithms: Collection[str], reactor: IReactorTime, agent: IAgent | None = None
-    ) -> None:
+    def __init__(self, url: str, algorithms: Collection[str], reactor: IReactorTime) -> None:
         """Fetch nothing yet.
 
         Args:
             url: as `flowtx.auth.key_source` has checked it.
             algorithms: keys that fit none of them are left out.
-            reactor: makes the connections and tells the time.
-            agent: in place of one that trusts what the system's OpenSSL trusts.
+            reactor: makes the connections and tells the time. A server's certificate is checked
+                against what the system's OpenSSL trusts (``SSL_CERT_FILE`` names other authorities).
         """
         self._url = url
         self._algorithms = algorithms
         self._reactor = reactor
-        self._agent = agent or Agent(reactor, connectTimeout=FETCH_TIMEOUT)
         self._keys: KeySet | None = None
         self._fetched_at = 0.0
         self._next_fetch = reactor.seconds()
@@ -253,37 +229,38 @@ class JwksUrl:
         raise Refused("invalid_token")
 
     def stop(self) -> None:
-        """Give up a fetch that is under way; those who wait for it are refused."""
+        """Fetch nothing more, and give up a fetch that is under way; those who wait for it are refused."""
         if self._fetch is not None:
             self._fetch.cancel()
+        self._next_fetch = math.inf
 
     def _fetched(self) -> Deferred[None]:
         # Each waits on a Deferred of its own, so that one who gives up does not take the fetch away
         # from the others.
-        waiter: Deferred[None] = Deferred(self._waiting.remove)
+        waiter: Deferred[None] = Deferred(self._leave)
         self._waiting.append(waiter)
         if self._fetch is None:
             self._fetch = Deferred.fromCoroutine(self._get())
-            self._fetch.addTimeout(FETCH_TIMEOUT, self._reactor, _timed_out)
+            self._fetch.addTimeout(FETCH_TIMEOUT, self._reactor)
             self._fetch.addCallbacks(self._succeed, self._fail).addBoth(self._finish)
         return waiter
 
     async def _get(self) -> None:
+        connection = _Connection(self._reactor)
+        # The Agent follows no redirect: the keys come from where the operator said, or not at all.
+        agent = Agent.usingEndpointFactory(self._reactor, connection)
         headers = Headers({b"accept": [b"application/json"], b"user-agent": [b"flowtx"]})
-        response = await cast(
-            "Awaitable[IResponse]", self._agent.request(b"GET", self._url.encode("ascii"), headers)
-        )
-        # A redirect is not followed: the keys come from where the operator said, or not at all.
-        sound = response.code == 200 and (response.length is UNKNOWN_LENGTH or response.length <= MAX_SIZE)
-        body = _Body(MAX_SIZE if sound else 0)
-        response.deliverBody(body)
-        text = await body.received
-        if response.code != 200:
-            raise _FetchFailed(f"HTTP status {response.code}")
         try:
-            self._keys = parse_jwks(text, self._algorithms)
-        except ValueError as error:
-            raise _FetchFailed(f"not a JWKS: {error}") from None
+            response = await cast(
+                "Awaitable[IResponse]", agent.request(b"GET", self._url.encode("ascii"), headers)
+            )
+            if response.code != 200:
+                raise _FetchFailed(f"HTTP status {response.code}")
+            body = _Body()
+            response.deliverBody(body)
+            self._keys = parse_jwks(await body.received, self._algorithms)
+        finally:
+            connection.abort()
 
     def _succeed(self, _: object) -> None:
         count = len(self._keys.keys) if self._keys else 0
@@ -304,42 +281,83 @@ class JwksUrl:
 
     def _finish(self, _: object) -> None:
         self._fetch = None
-        self._next_fetch = self._reactor.seconds() + (RETRY_INTERVAL if self._keys is None else FETCH_INTERVAL)
+        self._next_fetch = self._reactor.seconds() + (
+            RETRY_INTERVAL if self._keys is None else FETCH_INTERVAL
+        )
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
-            waiter.callback(None)
+            if not waiter.called:
+                waiter.callback(None)
+
+    def _leave(self, waiter: Deferred[None]) -> None:
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
 
 
-def _timed_out(_: object, seconds: float) -> None:
-    raise _FetchFailed(f"no answer within {seconds:.0f} s")
+@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
+class _Connection:
+    """The connection of one fetch, which can be cut.
+
+    A response offers an orderly end only, which over TLS waits for a server that may be stuck.
+    """
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._reactor = reactor
+        self._endpoint: IStreamClientEndpoint | None = None
+        self._protocol: IProtocol | None = None
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
+        """Prepare to connect to the server of ``uri``."""
+        self._endpoint = HostnameEndpoint(self._reactor, uri.host, uri.port, timeout=FETCH_TIMEOUT)
+        if uri.scheme == b"https":
+            policy = BrowserLikePolicyForHTTPS().creatorForNetloc(uri.host, uri.port)
+            self._endpoint = wrapClientTLS(policy, self._endpoint)
+        return cast("IStreamClientEndpoint", self)
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803
+        """Connect, and keep hold of the connection."""
+        assert self._endpoint is not None  # noqa: S101 - for the type checker
+        return self._endpoint.connect(protocolFactory).addCallback(self._keep)
+
+    def _keep(self, protocol: IProtocol) -> IProtocol:
+        self._protocol = protocol
+        return protocol
+
+    def abort(self) -> None:
+        """Cut the connection, if there is one."""
+        transport = getattr(self._protocol, "transport", None)
+        if transport is not None:
+            transport.abortConnection()
 
 
 class _Body(Protocol):
-    """Collects a body; what is longer than the limit is not read to its end.
+    """Collects a body.
 
     Attributes:
-        received: fires with the body; fails where it is cut off or too long.
+        received: fires with the body; fails where it is cut off, or longer than what is taken.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._size = 0
-        self.received: Deferred[bytes] = Deferred(lambda _: self._abort())
-
-    def connectionMade(self) -> None:  # noqa: N802
-        if not self._limit:
-            self._abort()
+        self.received: Deferred[bytes] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        """Keep a piece, within bounds."""
+        if self.received.called:
+            return
         self._size += len(data)
-        if self._size > self._limit:
-            self._abort()
+        self._pieces.append(data)
+        if self._size > MAX_SIZE:
+            self._pieces.clear()
+            self.received.errback(_FetchFailed(f"more than {MAX_SIZE} bytes"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Hand over the body, if it is whole."""
+        if self.received.called:
+            return
+        # Without a Content-Length the end of the connection is the end of the body.
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.received.callback(b"".join(self._pieces))
         else:
-            self._pieces.append(data)
-
-    def connectionLost(self, reason: Failure = Failure(ResponseDone())) -> None:  # noqa: N802, B008
-        pass
-
-    def _abort(self) -> None:
-        pass
+            self.received.errback(reason)

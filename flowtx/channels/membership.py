@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flowtx.channels.socket import Socket
 
 STOP_TIMEOUT: Final = 5.0
-"""Seconds that a handler under way may still take when its channel ends."""
+"""Seconds that a handler under way may still take when its channel ends, and ``terminate`` after it."""
 
 
 class State(Enum):
@@ -64,6 +64,7 @@ class Membership:
         "_held",
         "_mailbox",
         "_pumping",
+        "_reason",
         "_running",
         "_socket",
         "_state",
@@ -87,6 +88,7 @@ class Membership:
         self._running: Deferred[Any] | None = None
         self._pumping = False
         self._ended: Deferred[None] | None = None
+        self._reason = ""
         channel.topic = message.topic
         channel.socket = socket
         channel.assigns = {}
@@ -107,25 +109,19 @@ class Membership:
     async def _join(self, message: Message, replaced: Membership | None) -> None:
         if replaced is not None:
             await replaced.stop("duplicate_join")
-            if self._state is not State.JOINING:
-                return
-        reply = await self._ask_to_join(message)
-        self._running = None
+        if self._state is State.JOINING:
+            reply = await self._ask_to_join(message)
+            self._running = None
+            if self._state is State.JOINING:
+                self._answer_join(message, reply)
+            elif reply.status == "ok":
+                # Another join took the topic meanwhile, or the connection has gone.
+                await self._terminate(self._reason)
         if replaced is not None:
-            closing = replaced.control_frame(CLOSE)
-        if self._state is not State.JOINING:
-            if reply.status == "ok":
-                await self._terminate("closed")
-            return
-        if not self._join_answered(message, reply):
-            self._socket.forget(self)
-            self._state = State.CLOSED
-        if replaced is not None:
-            self._socket.send(closing)
-        if self._state is State.CLOSED:
-            while self._mailbox:
-                self._socket.queued(-1)
-                self._socket.dispatch(self._mailbox.popleft())
+            self._socket.send(replaced.control_frame(CLOSE))
+        while self._state is State.CLOSED and self._mailbox:
+            self._socket.queued(-1)
+            self._socket.dispatch(self._mailbox.popleft())
         self._pump()
 
     async def _ask_to_join(self, message: Message) -> Reply:
@@ -143,31 +139,30 @@ class Membership:
         except StorageError as failed:
             self._log.warn("Join of {channel} refused: {error}", channel=_name(self._channel), error=failed)
             return error({"reason": "unavailable"})
-        except (Exception, CancelledError):
-            self._log.failure("Channel {channel} crashed in join", channel=_name(self._channel))
-            return error({"reason": "join crashed"})
+        except Exception as crash:
+            if self._state is State.JOINING or not isinstance(crash, CancelledError):
+                self._log.failure("Channel {channel} crashed in join", channel=_name(self._channel))
+            return _join_crashed()
 
-    def _join_answered(self, message: Message, reply: Reply) -> bool:
-        """Write the join's answer, then what was held; False where the client is not in."""
+    def _answer_join(self, message: Message, reply: Reply) -> None:
+        """Write the join's answer, then what was held."""
         serializer = self._socket.serializer
         try:
             frame = serializer.reply(message.join_ref, message.ref, self.topic, reply.status, reply.response)
         except UnencodablePayload:
             self._log.failure("Channel {channel} crashed in join", channel=_name(self._channel))
-            refusal = error({"reason": "join crashed"})
-            frame = serializer.reply(
-                message.join_ref, message.ref, self.topic, refusal.status, refusal.response
-            )
-            reply = refusal
+            reply = _join_crashed()
+            frame = serializer.reply(message.join_ref, message.ref, self.topic, reply.status, reply.response)
         self._socket.send(frame)
         held, self._held = self._held, None
         if reply.status != "ok":
-            return False
+            self._state = State.CLOSED
+            self._socket.forget(self)
+            return
         self._state = State.JOINED
         self._socket.pubsub.subscribe(self.topic, self)
         for waiting in held or ():
             self._socket.send(waiting)
-        return True
 
     # Messages of the client
 
@@ -230,9 +225,9 @@ class Membership:
             raise _illegal(self._channel, "handle_in", result, "None, ok(…), error(…), a Reply or a Stop")
 
     def _failed(self, message: Message, failure: Failure) -> None:
-        if self._state is not State.JOINED:
-            return
         problem = failure.value
+        if self._state is not State.JOINED and isinstance(problem, CancelledError):
+            return
         if isinstance(problem, InvalidPayload):
             self.reply(message.ref, _invalid_payload(problem))
         elif isinstance(problem, StorageError):
@@ -312,6 +307,7 @@ class Membership:
         if self._ended is None:
             joined = self._state is State.JOINED
             self._state = State.ENDING
+            self._reason = reason
             self._socket.pubsub.unsubscribe(self.topic, self)
             self._socket.queued(-len(self._mailbox))
             self._mailbox.clear()
@@ -320,8 +316,7 @@ class Membership:
 
     async def _end(self, reason: str, joined: bool) -> None:
         if self._running is not None:
-            # What is cancelled here has its failure handled by the callbacks it already has.
-            await self._running.addTimeout(STOP_TIMEOUT, self._socket.clock)
+            await self._wait_for(self._running)
         if joined:
             await self._terminate(reason)
         self._state = State.CLOSED
@@ -330,9 +325,38 @@ class Membership:
         try:
             result = self._channel.terminate(reason)
             if isawaitable(result):
-                await result
+                await self._wait_for(_deferred(result).addErrback(self._terminate_failed))
         except Exception:
-            self._log.failure("Channel {channel} crashed in terminate", channel=_name(self._channel))
+            self._terminate_failed(Failure())
+
+    def _terminate_failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("Channel {channel} crashed in terminate", failure, channel=_name(self._channel))
+
+    def _wait_for(self, running: Deferred[Any]) -> Deferred[None]:
+        """Fire when ``running`` has; past the timeout cancel it, and wait for it no longer."""
+        ended: Deferred[None] = Deferred()
+
+        def give_up() -> None:
+            self._log.warn(
+                "{channel} is busy {seconds} s after its end; not waited for",
+                channel=_name(self._channel),
+                seconds=STOP_TIMEOUT,
+            )
+            running.cancel()
+            if not ended.called:
+                ended.callback(None)
+
+        def over(result: object) -> object:
+            if timeout.active():
+                timeout.cancel()
+            if not ended.called:
+                ended.callback(None)
+            return result
+
+        timeout = self._socket.clock.callLater(STOP_TIMEOUT, give_up)
+        running.addBoth(over)
+        return ended
 
 
 def _deferred(result: object) -> Deferred[Any]:
@@ -343,6 +367,10 @@ def _deferred(result: object) -> Deferred[Any]:
 
 async def _awaited(result: Awaitable[Any]) -> Any:
     return await result
+
+
+def _join_crashed() -> Reply:
+    return error({"reason": "join crashed"})
 
 
 def _invalid_payload(problem: InvalidPayload) -> Reply:

@@ -27,6 +27,11 @@ class Router:
         self._routes.append((TopicPattern.parse(pattern), make))
         return self
 
+    def extend(self, other: Router) -> Router:
+        """Serve what ``other`` serves, after what is served already."""
+        self._routes += other._routes
+        return self
+
     def route(self, topic: str) -> Channel | None:
         """Make the Channel for ``topic``; None where no pattern matches."""
         for pattern, make in self._routes:

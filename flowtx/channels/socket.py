@@ -93,7 +93,9 @@ class Socket:
     # From the transport
 
     def text_received(self, data: bytes) -> None:
-        """Take the payload of a text frame."""
+        """Take the payload of a text frame, which the transport has found to be UTF-8."""
+        if self._closed:
+            return
         self.touched()
         try:
             message = self.serializer.decode_text(data)
@@ -104,6 +106,8 @@ class Socket:
 
     def binary_received(self, data: bytes) -> None:
         """Take the payload of a binary frame."""
+        if self._closed:
+            return
         self.touched()
         try:
             message = self.serializer.decode_binary(data)
@@ -134,13 +138,18 @@ class Socket:
     # To the transport
 
     def send(self, frame: Frame) -> None:
-        """Send a frame; without effect once the connection has gone."""
+        """Send a frame; without effect once the connection is closed or has gone."""
         if not self._closed:
             self.transport.send(frame)
 
     def close(self, close: Close) -> None:
-        """Close the connection; its channels end when it has gone."""
-        self.transport.close(close)
+        """Close the connection, once; its channels end when it has gone.
+
+        What the client sends meanwhile is dropped.
+        """
+        if not self._closed:
+            self._closed = True
+            self.transport.close(close)
 
     # From the memberships
 
@@ -184,7 +193,13 @@ class Socket:
             return
         channel = None
         if isinstance(topic, str) and len(topic) <= MAX_TOPIC_LENGTH:
-            channel = self._router.route(topic)
+            try:
+                channel = self._router.route(topic)
+            except Exception:
+                self._log.failure("No channel could be made for a join")
+                response = {"reason": "join crashed"}
+                self.send(self.serializer.reply(message.join_ref, message.ref, topic, "error", response))
+                return
         if channel is None:
             self._refuse_unmatched(message)
             return

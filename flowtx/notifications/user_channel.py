@@ -18,7 +18,7 @@ RECONNECT_JITTER_MAX_MS: Final = 1_000
 """Milliseconds over which clients that lost their connection together should spread their return."""
 
 Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Uuid = Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+Uuid = Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\\Z")]
 
 T = TypeVar("T")
 

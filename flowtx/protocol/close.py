@@ -21,6 +21,7 @@ class Close(NamedTuple):
 
 
 SESSION_STOPPED: Final = Close(1000, "session_stopped")
+DISCONNECT: Final = Close(1001, "disconnect")
 HEARTBEAT_TIMEOUT: Final = Close(1002, "heartbeat_timeout")
 TOO_MANY_MALFORMED: Final = Close(1008, "too_many_malformed_frames")
 TOO_MANY_FRAGMENTS: Final = Close(1008, "too_many_fragments")

@@ -25,8 +25,12 @@ def read_payload(message: Message) -> Any:
     return message.body if message.binary else read_json(message.body)
 
 
-def read_json(text: bytes) -> Any:
+def read_json(text: bytes, *, max_nodes: int | None = MAX_NODES) -> Any:
     """Decode JSON text of a bounded size into a value of bounded depth and count.
+
+    Args:
+        text: the JSON.
+        max_nodes: how many values it may hold; None for any number.
 
     Raises:
         InvalidPayload: see `read_payload`.
@@ -38,18 +42,42 @@ def read_json(text: bytes) -> Any:
     except ValueError as error:
         raise InvalidPayload(f"not JSON that can be read: {error}") from None
     # Brackets and commas inside strings count too, which only costs the exact count below.
-    if text.count(b"[") + text.count(b"{") > MAX_DEPTH or text.count(b",") >= MAX_NODES // 2:
-        _check_size(value)
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH or (
+        max_nodes is not None and text.count(b",") >= max_nodes // 2
+    ):
+        _check_size(value, max_nodes)
     return value
 
 
-def _check_size(value: Any) -> None:
+def _check_size(value: Any, max_nodes: int | None) -> None:
     nodes = 0
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         nodes += len(level)
-        if nodes > MAX_NODES:
-            raise InvalidPayload(f"more than {MAX_NODES} values")
+        if max_nodes is not None and nodes > max_nodes:
+            raise InvalidPayload(f"more than {max_nodes} values")
+        inner = [item for item in level if isinstance(item, dict | list)]
+        if not inner:
+            return
+        level = [part for item in inner for part in (item.values() if isinstance(item, dict) else item)]
+    raise InvalidPayload(f"nested deeper than {MAX_DEPTH}") from None
+    except ValueError as error:
+        raise InvalidPayload(f"not JSON that can be read: {error}") from None
+    # Brackets and commas inside strings count too, which only costs the exact count below.
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH or (
+        max_nodes is not None and text.count(b",") >= max_nodes // 2
+    ):
+        _check_size(value, max_nodes)
+    return value
+
+
+def _check_size(value: Any, max_nodes: int | None) -> None:
+    nodes = 0
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        nodes += len(level)
+        if max_nodes is not None and nodes > max_nodes:
+            raise InvalidPayload(f"more than {max_nodes} values")
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):

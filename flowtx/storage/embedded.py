@@ -98,7 +98,7 @@ class EmbeddedPostgres(Service):
         self._programs = Programs(reactor, self._write_output)
         self._output: LogFile | None = None
 
-    def startService(self) -> Deferred[None]:  # noqa: N802
+    def startService(self) -> Deferred[None]:
         """Start the server, after making its cluster if there is none yet.
 
         Returns:
@@ -115,7 +115,7 @@ class EmbeddedPostgres(Service):
             self._task = task
         return task
 
-    def stopService(self) -> Deferred[None]:  # noqa: N802
+    def stopService(self) -> Deferred[None]:
         """Stop the server: it takes no connection any more, rolls back what is open and ends.
 
         Returns:

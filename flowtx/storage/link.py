@@ -176,9 +176,17 @@ class PostgresLink(txpostgres.Connection):  # type: ignore[misc]
             self._watch()
             self.checkForNotifies()
 
-    def connectionLost(self, reason: Failure) -> None:  # noqa: N802
-        super().connectionLost(reason)
-        self._tell_lost("connection lost")
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor saw an error on the socket, or ``close`` closes it."""
+        if self._pollingD is not None or self._connection.closed:
+            super().connectionLost(reason)
+            return
+        try:
+            self._connection.poll()
+        except psycopg2.Error as error:
+            self._tell_lost(first_line(error))
+        else:
+            self._tell_lost("connection lost")
 
     def cursorFinished(self, cursor: _Cursor) -> None:  # noqa: N802
         self._cursors.discard(cursor)

@@ -99,7 +99,7 @@ class Listener(Service):
         """Whether a NOTIFY would arrive now; without it there is the poll."""
         return self._listening
 
-    def startService(self) -> Deferred[None]:  # noqa: N802
+    def startService(self) -> Deferred[None]:
         """Connect, LISTEN and read for the first time.
 
         Returns:
@@ -124,7 +124,7 @@ class Listener(Service):
         if starting is not None:
             starting.errback(StartupError(f"cannot listen to the database at {self._label}: {reason}"))
 
-    def stopService(self) -> Deferred[None]:  # noqa: N802
+    def stopService(self) -> Deferred[None]:
         """Close the connection and begin no further run.
 
         Returns:

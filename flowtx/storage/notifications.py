@@ -29,15 +29,15 @@ _COLUMNS: Final = """
 _BACKLOG: Final = """
     SELECT i.unread, i.last_seq, {columns}
     FROM (SELECT coalesce(max(unread), 0) AS unread, coalesce(max(last_seq), 0) AS last_seq
-          FROM flow.inboxes WHERE user_id = %(user)s) i
+          FROM flow.inboxes WHERE user_id = %s) i
     LEFT JOIN LATERAL (
         SELECT * FROM flow.notifications
-        WHERE user_id = %(user)s AND {condition}
-        ORDER BY seq DESC LIMIT %(limit)s
+        WHERE user_id = %s AND {condition}
+        ORDER BY seq DESC LIMIT %s
     ) n ON true
     ORDER BY n.seq
 """
-_BACKLOG_AFTER: Final = _BACKLOG.format(columns=_COLUMNS, condition="seq > %(after)s")
+_BACKLOG_AFTER: Final = _BACKLOG.format(columns=_COLUMNS, condition="seq > %s")
 _BACKLOG_UNREAD: Final = _BACKLOG.format(columns=_COLUMNS, condition="read_at IS NULL")
 
 _AFTER: Final = f"""
@@ -55,10 +55,10 @@ _AFTER: Final = f"""
 _CHANGED: Final = """
     SELECT pg_current_snapshot()::text, ARRAY(
         SELECT user_id FROM flow.notifications
-        WHERE xid >= pg_snapshot_xmax(%(since)s::pg_snapshot)
+        WHERE xid >= pg_snapshot_xmax(%s::pg_snapshot)
         UNION
         SELECT user_id FROM flow.notifications
-        WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(since)s::pg_snapshot)))
+        WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(%s::pg_snapshot)))
     )
 """
 
@@ -94,10 +94,10 @@ class PostgresNotificationStore:
         return [pushed[user_id] for user_id in dict.fromkeys(user_ids)]
 
     async def backlog(self, user_id: str, after_seq: int | None, limit: int) -> Backlog:
-        rows = await self._database.query(
-            _BACKLOG_UNREAD if after_seq is None else _BACKLOG_AFTER,
-            {"user": user_id, "after": after_seq, "limit": limit + 1},
-        )
+        if after_seq is None:
+            rows = await self._database.query(_BACKLOG_UNREAD, [user_id, user_id, limit + 1])
+        else:
+            rows = await self._database.query(_BACKLOG_AFTER, [user_id, user_id, after_seq, limit + 1])
         unread, last_seq = rows[0][:2]
         found = [_notification(row[2:]) for row in rows if row[3] is not None]
         return Backlog(found[-limit:], unread, last_seq, truncated=len(found) > limit)
@@ -113,7 +113,7 @@ class PostgresNotificationStore:
             await self._database.query(_ADOPT)
             rows = await self._database.query("SELECT pg_current_snapshot()::text")
             return rows[0][0], frozenset()
-        rows = await self._database.query(_CHANGED, {"since": since})
+        rows = await self._database.query(_CHANGED, [since, since])
         return rows[0][0], frozenset(rows[0][1])
 
     async def mark_read(self, user_id: str, marks: ReadMarks) -> int:

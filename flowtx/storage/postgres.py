@@ -100,7 +100,7 @@ class Database(Service):
         """How many calls wait for a connection."""
         return len(self._waiters)
 
-    def startService(self) -> Deferred[None]:  # noqa: N802
+    def startService(self) -> Deferred[None]:
         """Connect.
 
         Returns:
@@ -129,7 +129,7 @@ class Database(Service):
         if starting is not None:
             starting.errback(StartupError(f"no connection to database {self._label}: {reason}"))
 
-    def stopService(self) -> Deferred[None]:  # noqa: N802
+    def stopService(self) -> Deferred[None]:
         """Take no further calls, let those under way finish, and close all connections.
 
         Returns:

@@ -125,7 +125,7 @@ class Program(ProcessProtocol):
             line[:_LONGEST_LINE].decode("utf-8", "backslashreplace") for line in whole if line.strip()
         )
 
-    def processExited(self, reason: Failure) -> None:  # noqa: N802
+    def processExited(self, reason: Failure) -> None:
         """Note how it ended."""
         if self._escalation is not None and self._escalation.active():
             self._escalation.cancel()
@@ -138,7 +138,7 @@ class Program(ProcessProtocol):
             self.outcome = f"exit code {self.exit_code}" if number is None else f"signal {number}"
         self.exited.happen()
 
-    def processEnded(self, reason: Failure) -> None:  # noqa: N802, ARG002
+    def processEnded(self, reason: Failure) -> None:  # noqa: ARG002
         """Keep a last line that had no end."""
         if self._partial.strip():
             self.lines.append(self._partial.decode("utf-8", "backslashreplace"))

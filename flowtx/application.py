@@ -1,0 +1,168 @@
+"""The composition root: the parts of a server, in the order in which they start."""
+
+from __future__ import annotations
+
+import re
+from socket import gethostname
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+
+from flowtx.auth import TokenVerifier, key_source
+from flowtx.channels.router import Router
+from flowtx.config import CLAIMS, HMAC_ALGORITHMS, Settings
+from flowtx.data_dir import DataDir
+from flowtx.demo import Demo
+from flowtx.interfaces import IUserDirectory
+from flowtx.listening import Listening
+from flowtx.notifications.service import NotificationService
+from flowtx.notifications.user_channel import UserChannel
+from flowtx.pubsub.memory import MemoryPubSub
+from flowtx.service import OrderedMultiService
+from flowtx.sessions.service import SessionService
+from flowtx.storage.embedded import EmbeddedPostgres
+from flowtx.storage.listener import Listener
+from flowtx.storage.migrations import migrate
+from flowtx.storage.notifications import CHANNEL, PostgresNotificationStore
+from flowtx.storage.postgres import Database
+from flowtx.storage.users import ClaimsUserDirectory, SqlUserDirectory
+from flowtx.transports.handshake import OriginRule
+from flowtx.transports.websocket import FlowFactory
+from flowtx.web.api import Api
+from flowtx.web.site import make_site, pages
+
+
+class Migrated(Service):
+    """Brings the schema up to date when it starts."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def startService(self) -> Deferred[int]:
+        super().startService()
+        return Deferred.fromCoroutine(migrate(self._database))
+
+
+class Flow(OrderedMultiService):
+    """A whole server.
+
+    Its start fails with `ConfigError`, `StartupError` or `StorageError`, whose text is one line for
+    the operator; what had started by then has been stopped again.
+
+    Args:
+        settings: the settings.
+        router: the application's Channels; those of flowtx come first.
+        reactor: the reactor.
+    """
+
+    def __init__(self, settings: Settings, *, reactor: Any, router: Router | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        self._reactor = reactor
+        self._own_router = router
+        self._data_dir: DataDir | None = None
+
+    def startService(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._open())
+
+    async def _open(self) -> None:
+        self._data_dir = DataDir.open(self.settings.data_dir)
+        try:
+            self._assemble(self._data_dir)
+            await super().startService()
+        except BaseException:
+            self._close()
+            raise
+
+    def stopService(self) -> Deferred[None]:
+        return super().stopService().addBoth(self._closed)
+
+    def _closed(self, result: None) -> None:
+        self._close()
+        return result
+
+    def _close(self) -> None:
+        for child in list(self):
+            self.removeService(child)
+        if self._data_dir is not None:
+            self._data_dir.close()
+            self._data_dir = None
+
+    def _assemble(self, data_dir: DataDir) -> None:
+        settings, reactor = self.settings, self._reactor
+        secret = None
+        if HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms):
+            secret = data_dir.secret(settings.secret_file)
+        verifier = TokenVerifier(settings, key_source(settings, secret, reactor=reactor))
+        api_key = data_dir.api_key()
+
+        url = settings.database
+        if url is None:
+            embedded = EmbeddedPostgres(data_dir.path, reactor=reactor)
+            embedded.setServiceParent(self)
+            url = embedded.url
+        name = f"flowtx/{gethostname()}"
+        database = Database(url, reactor=reactor, slots=settings.database_connections, application_name=name)
+        database.setServiceParent(self)
+        Migrated(database).setServiceParent(self)
+        pubsub = MemoryPubSub()
+        notifications = NotificationService(PostgresNotificationStore(database), pubsub)
+        notifications.setServiceParent(self)
+        listener = Listener(url, CHANNEL, notifications.wake, reactor=reactor, application_name=name)
+        listener.setServiceParent(self)
+        sessions = SessionService(user_directory(settings, database), [], clock=reactor)
+        sessions.setServiceParent(self)
+
+        router = Router().channel("user:*", lambda: UserChannel(sessions, notifications))
+        if self._own_router is not None:
+            router.extend(self._own_router)
+        factory = FlowFactory(
+            settings,
+            verifier=verifier,
+            sessions=sessions,
+            router=router,
+            pubsub=pubsub,
+            origins=origin_rule(settings),
+            reactor=reactor,
+        )
+        clients = [Listening("listen", endpoint, factory, reactor=reactor) for endpoint in settings.listen]
+        api = Api(
+            notifications,
+            api_key=api_key,
+            is_ready=lambda: bool(self.running and sessions.running and database.ready),
+            pages=pages(),
+        )
+        admin = Listening(
+            "admin", settings.admin, make_site(api.resource(), reactor=reactor), reactor=reactor
+        )
+        for listening in (*clients, admin):
+            listening.setServiceParent(self)
+        self.database_url, self.database = url, database
+        self.sessions, self.notifications = sessions, notifications
+        self.clients, self.admin = clients, admin
+        if settings.demo:
+            Demo(self, data_dir.path / "api-key", secret).setServiceParent(self)
+
+
+def user_directory(settings: Settings, database: Database) -> IUserDirectory:
+    """Make what the settings say knows the users."""
+    if settings.users_query == CLAIMS:
+        return ClaimsUserDirectory()
+    return SqlUserDirectory(database, settings.users_query)
+
+
+def origin_rule(settings: Settings) -> OriginRule | None:
+    """Make the rule that the settings give for origins; None to let all of them in."""
+    if not settings.origins_checked:
+        return None
+    return OriginRule(settings.check_origin, [listened_host(endpoint) for endpoint in settings.listen])
+
+
+def listened_host(endpoint: str) -> str:
+    """Find the host in the description of an endpoint; empty for all of the machine's."""
+    for part in re.split(r"(?<!\\):", endpoint):
+        name, _, value = part.partition("=")
+        if name == "interface":
+            return value.replace("\\:", ":")
+    return ""

@@ -1,0 +1,217 @@
+"""The console command ``flowtx``.
+
+Exit status 0; 1 for a failure, told in one line; 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import msgspec
+import psycopg2
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+
+from flowtx.auth import USER_ID_PATTERN, mint
+from flowtx.config import HMAC_ALGORITHMS, Settings, load
+from flowtx.data_dir import DataDir
+from flowtx.errors import ConfigError, DataDirInUse, FlowtxError
+from flowtx.interfaces import User
+from flowtx.service import OrderedMultiService
+from flowtx.storage.embedded import EmbeddedPostgres, embedded_url
+from flowtx.storage.migrations import migrate
+from flowtx.storage.postgres import Database
+from flowtx.storage.users import add_user, list_users
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        given = {
+            name: value
+            for name in ("config", "data-dir", "database")
+            if (value := getattr(parsed, name.replace("-", "_"), None)) is not None
+        }
+        status: int = parsed.run(parsed, load(given))
+    except (FlowtxError, psycopg2.Error) as error:
+        print(f"flowtx: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flowtx", description="Commands beside the server, which is run by: twistd flow"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--config", metavar="FILE", help="TOML file with settings")
+    where.add_argument("--data-dir", metavar="DIR", help="data directory; default .flow")
+    where.add_argument("--database", metavar="URL", help="postgresql:// URL; default the embedded one")
+
+    def command(name: str, run: Callable[[Any, Settings], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[where], help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    token = command("token", _token, "print a token for a user")
+    token.add_argument("user_id", metavar="USER_ID")
+    token.add_argument(
+        "--ttl", type=float, default=3600.0, metavar="S", help="seconds until it expires; default 3600"
+    )
+    token.add_argument(
+        "--claim",
+        action="append",
+        default=[],
+        type=_claim,
+        metavar="K=V",
+        help="a further claim; V is JSON or text",
+    )
+    command("check-config", _check_config, "check the settings and say whether they are good")
+    command("migrate", _migrate, "make the schema flow, or bring it up to date")
+    users = command("users", _users, "add a user to flow.users, or list them")
+    actions = users.add_subparsers(metavar="ACTION", required=True)
+    add = actions.add_parser("add", help="add a user, or change their name and e-mail")
+    add.add_argument("user_id", metavar="USER_ID")
+    add.add_argument("--name", help="default: the id")
+    add.add_argument("--email")
+    add.set_defaults(action=_add_user)
+    actions.add_parser("list", help="print id, name and e-mail, tab-separated").set_defaults(
+        action=_list_users
+    )
+    command("database-url", _database_url, "print the URL of the database, the embedded one too")
+    command("version", _version, "print the version")
+    return parser
+
+
+def _claim(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"got {text!r}; it takes NAME=VALUE")
+    try:
+        return name, msgspec.json.decode(value)
+    except ValueError:
+        return name, value
+
+
+def _token(parsed: Any, settings: Settings) -> int:
+    if not USER_ID_PATTERN.fullmatch(parsed.user_id):
+        raise ConfigError(f"USER_ID: got {parsed.user_id!r}; it takes 1 to 128 of A-Z a-z 0-9 _ . : @ -")
+    if not HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms):
+        raise ConfigError(
+            f"--jwt-algorithms: {', '.join(settings.jwt_algorithms)} verifies with a public key; "
+            "tokens come from whoever has the private one"
+        )
+    if parsed.ttl <= 0 or 0 < settings.jwt_max_lifetime < parsed.ttl:
+        raise ConfigError(
+            f"--ttl: got {parsed.ttl:g}; it takes more than 0 and at most {settings.jwt_max_lifetime:g} "
+            "(--jwt-max-lifetime)"
+        )
+    secret = DataDir.peek(settings.data_dir).secret(settings.secret_file)
+    claims: dict[str, object] = {}
+    if settings.jwt_issuer:
+        claims["iss"] = settings.jwt_issuer
+    if settings.jwt_audience:
+        claims["aud"] = settings.jwt_audience
+    claims |= dict(parsed.claim)
+    algorithm = settings.jwt_algorithms[0]
+    print(mint(secret, algorithm, parsed.user_id, ttl=parsed.ttl, now=time.time(), claims=claims))
+    return 0
+
+
+def _check_config(_: Any, settings: Settings) -> int:
+    print(f"good: {settings}")
+    return 0
+
+
+def _migrate(_: Any, settings: Settings) -> int:
+    print(f"schema flow: version {_with_database(settings, migrate)}")
+    return 0
+
+
+def _users(parsed: Any, settings: Settings) -> int:
+    status: int = parsed.action(parsed, settings)
+    return status
+
+
+def _add_user(parsed: Any, settings: Settings) -> int:
+    if not USER_ID_PATTERN.fullmatch(parsed.user_id):
+        raise ConfigError(f"USER_ID: got {parsed.user_id!r}; it takes 1 to 128 of A-Z a-z 0-9 _ . : @ -")
+    user = User(parsed.user_id, parsed.name or parsed.user_id, parsed.email)
+
+    async def add(database: Database) -> None:
+        await migrate(database)
+        await add_user(database, user)
+
+    _with_database(settings, add)
+    return 0
+
+
+def _list_users(_: Any, settings: Settings) -> int:
+    async def read(database: Database) -> list[User]:
+        await migrate(database)
+        return await list_users(database)
+
+    for user in _with_database(settings, read):
+        print(user.id, user.name, user.email or "", sep="\t")
+    return 0
+
+
+def _database_url(_: Any, settings: Settings) -> int:
+    print(settings.database or embedded_url(DataDir.peek(settings.data_dir).path))
+    return 0
+
+
+def _version(_: Any, __: Settings) -> int:
+    print(f"flowtx {version('flowtx')}")
+    return 0
+
+
+def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do some work with the database, the embedded one started for it unless a server runs it."""
+    outcome: list[T | Exception] = []
+
+    async def run(reactor: Any) -> None:
+        try:
+            outcome.append(await _connected(settings, work, reactor))
+        except Exception as error:
+            outcome.append(error)
+
+    with suppress(SystemExit):
+        react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+async def _connected(settings: Settings, work: Callable[[Database], Awaitable[T]], reactor: Any) -> T:
+    services = OrderedMultiService()
+    data_dir = None
+    url = settings.database
+    if url is None:
+        try:
+            data_dir = DataDir.open(settings.data_dir)
+        except DataDirInUse:
+            url = embedded_url(DataDir.peek(settings.data_dir).path)
+        else:
+            embedded = EmbeddedPostgres(data_dir.path, reactor=reactor)
+            embedded.setServiceParent(services)
+            url = embedded.url
+    database = Database(url, reactor=reactor, slots=1, application_name="flowtx command")
+    database.setServiceParent(services)
+    try:
+        await services.startService()
+        return await work(database)
+    finally:
+        await services.stopService()
+        if data_dir is not None:
+            data_dir.close()
