@@ -30,7 +30,7 @@ from flowtx.storage.users import ClaimsUserDirectory, SqlUserDirectory
 from flowtx.transports.handshake import OriginRule
 from flowtx.transports.websocket import FlowFactory
 from flowtx.web.api import Api
-from flowtx.web.site import make_site, pages
+from flowtx.web.site import AdminSite, pages
 
 
 class Migrated(Service):
@@ -134,7 +134,7 @@ class Flow(OrderedMultiService):
             pages=pages(),
         )
         admin = Listening(
-            "admin", settings.admin, make_site(api.resource(), reactor=reactor), reactor=reactor
+            "admin", settings.admin, AdminSite(api.resource(), reactor=reactor), reactor=reactor
         )
         for listening in (*clients, admin):
             listening.setServiceParent(self)

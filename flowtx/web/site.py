@@ -6,6 +6,7 @@ from importlib.resources import files
 from io import BytesIO
 from typing import Any, Final, NamedTuple
 
+from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
@@ -68,9 +69,21 @@ def pages() -> dict[str, Page]:
     return found
 
 
-def make_site(resource: IResource, *, reactor: Any) -> Site:
-    """Serve ``resource`` over HTTP/1.1."""
-    site = Site(resource, requestFactory=BoundedRequest, timeout=IDLE_TIMEOUT, reactor=reactor)
-    site.displayTracebacks = False
-    site.noisy = False
-    return site
+class AdminSite(Site):
+    """Serves a resource over HTTP/1.1 and logs each request in one line, without its query."""
+
+    displayTracebacks = False
+    noisy = False
+    _log = Logger()
+
+    def __init__(self, resource: IResource, *, reactor: Any) -> None:
+        super().__init__(resource, requestFactory=BoundedRequest, timeout=IDLE_TIMEOUT, reactor=reactor)
+
+    def log(self, request: Request) -> None:
+        self._log.info(
+            "{address} {method} {path} {status}",
+            address=getattr(request.getClientAddress(), "host", "unix"),
+            method=request.method.decode("ascii", "replace"),
+            path=request.path.decode("ascii", "backslashreplace")[:200],
+            status=request.code,
+        )
