@@ -55,9 +55,10 @@ def check_secret(secret: bytes, name: str) -> None:
     """
     if len(secret) < MIN_SECRET:
         raise StartupError(f"{name}: got a secret of {len(secret)} bytes; it takes at least {MIN_SECRET}")
-    # What is left of a random secret has dozens of characters, of ten kinds even if all are digits.
+    # What is left of a random secret has dozens of characters, of eight or more kinds even if all of
+    # them are digits.
     left = _COMMON_WORD.sub("", secret.decode("utf-8", "replace").lower())
-    if len(left) < 16 or len(set(left)) < 7:
+    if len(left) < 16 or len(set(left)) < 6:
         raise StartupError(
             f"{name}: got a secret that is well known or easily guessed; "
             "it takes random text, such as `openssl rand -base64 64` prints"
@@ -97,6 +98,8 @@ class DataDir:
                 )
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             lock = os.open(where / "lock", flags, 0o600)
+        except (FileExistsError, NotADirectoryError):
+            raise StartupError(f"--data-dir: {str(where)!r} lies below a file") from None
         except OSError as error:
             raise StartupError(f"--data-dir: cannot use {str(where)!r}: {error.strerror}") from None
         try:

@@ -4,8 +4,8 @@ A key is found by its ``kid`` alone, in a dict; nothing in a token ever names a 
 stranger can cause is bounded: however many tokens name keys that do not exist, a file is looked at
 once a second and a URL is fetched once a minute, by one request that all who wait share.
 
-How soon a change is seen: in a file after a second. At a URL a new key is seen with the first token
-that names it, if the last fetch was a minute ago; a key that is gone is taken for five minutes more.
+A change of a file is seen after a second. A new key at a URL is seen with the first token that names
+it, or after the minute where a token had it fetched before; one that is gone is taken for five minutes.
 """
 
 from __future__ import annotations
@@ -205,10 +205,10 @@ class JwksUrl:
         self._algorithms = algorithms
         self._reactor = reactor
         self._keys: KeySet | None = None
-        self._fetched_at = 0.0
+        self._fetched_at = -math.inf
         self._next_fetch = reactor.seconds()
         self._failed = False
-        self._fetch: Deferred[None] | None = None
+        self._fetch: Deferred[KeySet] | None = None
         self._waiting: list[Deferred[None]] = []
 
     async def find(self, kid: str | None) -> VerifyingKey:
@@ -224,6 +224,7 @@ class JwksUrl:
         key = None if self._keys is None else self._keys.find(kid)
         if key is not None:
             return key
+        self._next_fetch = max(self._next_fetch, self._fetched_at + FETCH_INTERVAL)
         if self._failed or self._keys is None:
             raise Refused("unavailable", 503, {"Retry-After": "1"})
         raise Refused("invalid_token")
@@ -240,12 +241,12 @@ class JwksUrl:
         waiter: Deferred[None] = Deferred(self._leave)
         self._waiting.append(waiter)
         if self._fetch is None:
-            self._fetch = Deferred.fromCoroutine(self._get())
-            self._fetch.addTimeout(FETCH_TIMEOUT, self._reactor)
-            self._fetch.addCallbacks(self._succeed, self._fail).addBoth(self._finish)
+            fetch = self._fetch = Deferred.fromCoroutine(self._get())
+            fetch.addTimeout(FETCH_TIMEOUT, self._reactor)
+            fetch.addCallbacks(self._succeed, self._fail).addBoth(self._finish)
         return waiter
 
-    async def _get(self) -> None:
+    async def _get(self) -> KeySet:
         connection = _Connection(self._reactor)
         # The Agent follows no redirect: the keys come from where the operator said, or not at all.
         agent = Agent.usingEndpointFactory(self._reactor, connection)
@@ -258,16 +259,20 @@ class JwksUrl:
                 raise _FetchFailed(f"HTTP status {response.code}")
             body = _Body()
             response.deliverBody(body)
-            self._keys = parse_jwks(await body.received, self._algorithms)
+            return parse_jwks(await body.received, self._algorithms)
         finally:
             connection.abort()
 
-    def _succeed(self, _: object) -> None:
-        count = len(self._keys.keys) if self._keys else 0
+    def _succeed(self, keys: KeySet) -> None:
+        now = self._reactor.seconds()
+        # The very first keys may be followed by others at once, so that a rotation right after the start
+        # is seen; `find` takes that back where it was a token of no key that fetched them.
+        self._next_fetch = now if self._keys is None else now + FETCH_INTERVAL
+        self._keys = keys
+        self._fetched_at = now
         self._failed = False
-        self._fetched_at = self._reactor.seconds()
-        report = self._log.info if count else self._log.warn
-        report("Fetched {count} usable keys from {url}", count=count, url=self._url)
+        report = self._log.info if keys.keys else self._log.warn
+        report("Fetched {count} usable keys from {url}", count=len(keys.keys), url=self._url)
 
     def _fail(self, failure: Failure) -> None:
         # Whatever it was, the server lives on with the keys that it has; told once per outage.
@@ -278,12 +283,11 @@ class JwksUrl:
                 error=f"{failure.type.__name__ if failure.type else ''}: {failure.value}"[:300],
             )
         self._failed = True
+        self._next_fetch = self._reactor.seconds()
+        self._next_fetch += RETRY_INTERVAL if self._keys is None else FETCH_INTERVAL
 
     def _finish(self, _: object) -> None:
         self._fetch = None
-        self._next_fetch = self._reactor.seconds() + (
-            RETRY_INTERVAL if self._keys is None else FETCH_INTERVAL
-        )
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.called:

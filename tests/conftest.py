@@ -14,18 +14,25 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from flowtx.storage.embedded import EmbeddedPostgres
+from flowtx.storage.migrations import migrate
+from flowtx.storage.postgres import Database
 
 _numbers = count(1)
 
 
-@pytest_twisted.async_yield_fixture(scope="session")
-async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a PostgreSQL 18 that runs as long as the tests do."""
     directory: Path = tmp_path_factory.mktemp("postgres")
     server = EmbeddedPostgres(directory, reactor=reactor)
-    await server.startService()
+    pytest_twisted.blockon(server.startService())
     yield server.url
-    await server.stopService()
+    pytest_twisted.blockon(server.stopService())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what needs real parts last: what is broken in the small shows first."""
+    items.sort(key=lambda item: "integration" in item.path.parts)
 
 
 @pytest.fixture
@@ -39,3 +46,13 @@ def database_url(postgres_url: str) -> Iterator[str]:
     with closing(psycopg2.connect(postgres_url)) as connection:
         connection.autocommit = True
         connection.cursor().execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest_twisted.async_yield_fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A database of the test's own, with the schema ``flow``."""
+    service = Database(database_url, reactor=reactor)
+    await service.startService()
+    await migrate(service)
+    yield service
+    await service.stopService()

@@ -176,6 +176,12 @@ async def find_launcher(programs: Programs, data_dir: Path) -> Launcher:
         program = await programs.run([*prefix, str(binaries / "initdb"), "--show", "-D", "."], data_dir)
         version = next((line[8:] for line in program.lines if line.startswith("VERSION=")), None)
         if program.exit_code == 0 and version is not None:
+            if "--ambient-caps=+dac_read_search" in prefix:
+                _log.warn(
+                    "Embedded PostgreSQL may read every file here, as {binaries} is closed to its user; "
+                    "better install flowtx where all users can read it",
+                    binaries=binaries,
+                )
             return Launcher(prefix, binaries, account, version)
         complaint = last_complaint(program.lines)
     if account is None:

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flowtx.errors import ConfigError, StartupError
+from flowtx.errors import ConfigError, StartupError, StorageError
 from flowtx.storage.link import LinkFactory, PostgresLink, connection_string, first_line
 from flowtx.storage.slot import SETUP, Slot
 
@@ -215,8 +215,12 @@ class Listener(Service):
     def _failed(self, failure: Failure) -> None:
         self._trouble = first_line(failure.value)
         kind = type(failure.value)
-        if self.running and kind not in self._logged:
-            self._logged.add(kind)
+        if not self.running or kind in self._logged:
+            return
+        self._logged.add(kind)
+        if issubclass(kind, StorageError):  # the database is down, which is no fault of the program
+            self._log.warn("What {channel} wakes failed: {why}", channel=self._channel, why=self._trouble)
+        else:
             self._log.failure("What {channel} wakes failed", failure=failure, channel=self._channel)
 
     def _finished(self, _result: None) -> None:

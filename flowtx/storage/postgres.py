@@ -13,8 +13,8 @@ as an aware ``datetime`` in UTC.
 from __future__ import annotations
 
 import random as random_module
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from psycopg2 import errors
 from twisted.application.service import Service
@@ -42,10 +42,16 @@ MAX_WAITING = 200
 """Calls that may wait for a connection at once."""
 CATCH_UP_WITHIN = 0.5
 """Seconds within which the other slots try again once one has got through."""
+# A deadlock shows as LockNotAvailable unless the server's deadlock_timeout is below our lock_timeout.
+_IN_THE_WAY = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
 
 
 class Database(Service):
-    """Access to PostgreSQL over a fixed number of slots, each filled anew when its connection dies."""
+    """Access to PostgreSQL over a fixed number of slots, each filled anew when its connection dies.
+
+    Attributes:
+        slots: how many connections the service is to hold.
+    """
 
     _log = Logger()
 
@@ -66,7 +72,6 @@ class Database(Service):
                 names blocks the reactor.
             slots: how many connections to hold.
             application_name: what ``pg_stat_activity`` shows.
-            random: gives the jitter, from 0 to 1.
 
         Raises:
             ConfigError: the URL cannot be read.
@@ -75,7 +80,7 @@ class Database(Service):
         self._reactor = reactor
         self._random = random
         self._make_link = link
-        self._count = slots
+        self.slots = slots
         self._slots: list[Slot] = []
         self._waiters: dict[Deferred[Slot], None] = {}
         self._serving = False
@@ -84,11 +89,6 @@ class Database(Service):
         self._start_timer: IDelayedCall | None = None
         self._quiet: Deferred[None] | None = None
         self._lost_at: float | None = None
-
-    @property
-    def slots(self) -> int:
-        """How many connections the service is to hold."""
-        return self._count
 
     @property
     def ready(self) -> int:
@@ -114,7 +114,7 @@ class Database(Service):
         self._lost_at = None
         self._slots = [
             Slot(self._dsn, self._changed, reactor=self._reactor, random=self._random, link=self._make_link)
-            for _ in range(self._count)
+            for _ in range(self.slots)
         ]
         started = self._starting = Deferred(lambda _: self._close())
         self._start_timer = self._reactor.callLater(START_WITHIN, self._not_started)
@@ -145,13 +145,15 @@ class Database(Service):
         self._turn_all_away()
         if starting is not None:
             starting.errback(StartupError("the database service was stopped before it had started"))
-        if self._calls:
-            quiet = self._quiet = Deferred()
-            timer = self._reactor.callLater(STOP_WITHIN, self._tell_quiet)
-            await quiet
+        quiet = self._quiet = Deferred()
+        timer = self._reactor.callLater(STOP_WITHIN, self._tell_quiet)
+        try:
+            if self._calls:
+                await quiet
+        finally:
             if timer.active():
                 timer.cancel()
-        self._close()
+            self._close()
 
     def _tell_quiet(self) -> None:
         quiet, self._quiet = self._quiet, None
@@ -218,8 +220,8 @@ class Database(Service):
     ) -> T:
         """Run ``work`` between BEGIN and COMMIT; an exception of ``work`` rolls back and is passed on.
 
-        ``work`` is run a second time where the server ended the first as one of two transactions
-        that stood in each other's way (40001, 40P01); so it must have no effects but statements.
+        ``work`` is run a second time where the server ended the first because another transaction
+        stood in its way (40001, 40P01, 55P03); so it must have no effects but statements.
 
         Args:
             timeout: seconds for all of it, both runs included.
@@ -236,7 +238,7 @@ class Database(Service):
         deadline = self._reactor.seconds() + timeout
         try:
             return await self._transact(work, deadline)
-        except (errors.SerializationFailure, errors.DeadlockDetected):
+        except _IN_THE_WAY:
             return await self._transact(work, deadline)
 
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]], deadline: float) -> T:
@@ -253,7 +255,7 @@ class Database(Service):
             if transaction is not None:
                 transaction.end()
 
-    async def _with_slot(self, deadline: float, use: Callable[[Slot], Awaitable[T]]) -> T:
+    async def _with_slot(self, deadline: float, use: Callable[[Slot], Coroutine[Any, Any, T]]) -> T:
         slot = await self._acquire(deadline)
         outcome: Deferred[T] = Deferred(lambda _: job.cancel())
 
@@ -270,7 +272,7 @@ class Database(Service):
         self._calls[slot] = end
         remaining = max(0.0, deadline - self._reactor.seconds())
         timer = self._reactor.callLater(remaining, end, "the time for the call was up")
-        job = Deferred.fromCoroutine(_awaited(use, slot))
+        job = Deferred.fromCoroutine(use(slot))
         job.addBoth(finish)
         try:
             return await outcome
@@ -298,6 +300,7 @@ class Database(Service):
         try:
             return await waiter
         finally:
+            self._waiters.pop(waiter, None)
             if timer.active():
                 timer.cancel()
 
@@ -345,7 +348,3 @@ class Database(Service):
                 waiter.callback(slot)
         finally:
             self._serving = False
-
-
-async def _awaited(use: Callable[[Slot], Awaitable[T]], slot: Slot) -> T:
-    return await use(slot)

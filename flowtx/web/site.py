@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any, Final, NamedTuple
 
 from twisted.logger import Logger
+from twisted.web import http
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
@@ -72,14 +73,13 @@ def pages() -> dict[str, Page]:
 class AdminSite(Site):
     """Serves a resource over HTTP/1.1 and logs each request in one line, without its query."""
 
-    displayTracebacks = False
     noisy = False
     _log = Logger()
 
     def __init__(self, resource: IResource, *, reactor: Any) -> None:
         super().__init__(resource, requestFactory=BoundedRequest, timeout=IDLE_TIMEOUT, reactor=reactor)
 
-    def log(self, request: Request) -> None:
+    def log(self, request: http.Request) -> None:
         self._log.info(
             "{address} {method} {path} {status}",
             address=getattr(request.getClientAddress(), "host", "unix"),

@@ -6,7 +6,8 @@ It prints the port that it listens on, takes one command a line, answers each wi
 with its standard input.
 
     pass         forward
-    hole         keep every connection open and forward nothing; new ones are accepted, and wait
+    hole         keep every connection open and forward nothing: what comes is forwarded after
+                 ``pass``, but a connection that is made during the hole stays in it for ever
     cut          reset all connections
     delay MS     forward each piece so much later
     lose-commit  forward the next COMMIT, and reset its connection in place of the answer
@@ -64,7 +65,8 @@ class _Server:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.add(writer)
-        await self.open.wait()
+        if not self.open.is_set():
+            return
         if self.host.startswith("/"):
             there = await asyncio.open_unix_connection(f"{self.host}/.s.PGSQL.{self.port}")
         else:

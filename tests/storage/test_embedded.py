@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,7 @@ from flowtx.errors import StartupError
 from flowtx.storage import cluster, postmaster
 from flowtx.storage.cluster import Account, Launcher, embedded_url, socket_directory, ways_to_run
 from flowtx.storage.embedded import EmbeddedPostgres
-from flowtx.storage.program import Happening, Program, last_complaint
+from flowtx.storage.program import Happening, Program, Programs, last_complaint
 
 NAMES = ["plain", "with space", "o'clock", 'say "so"', "a,b", "flöw-数据", "50%+&#?", "x" * 120]
 
@@ -126,6 +127,57 @@ def test_only_another_user_s_server_knows_its_cluster_by_the_working_directory()
 )
 def test_the_last_complaint(lines: list[str], complaint: str | None) -> None:
     assert last_complaint(lines) == (lines[-1] if complaint is None else complaint)
+
+
+# -- the account of a root's server
+
+
+class UserAdding:
+    """Stands in for Programs: runs ``useradd``, which makes the user or does not."""
+
+    def __init__(self, known: dict[str, Account], *, works: bool) -> None:
+        self.known = known
+        self.works = works
+        self.ran: list[Sequence[str]] = []
+
+    async def run(self, argv: Sequence[str], directory: Path, stdin: bytes = b"") -> Program:
+        self.ran.append(argv)
+        if self.works:
+            self.known[argv[-1]] = Account(argv[-1], 999, 999)
+        program = running_program(Clock())[0]
+        program.childDataReceived(2, b"useradd: cannot lock /etc/passwd\n")
+        return program
+
+    def find(self, monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> Account:
+        monkeypatch.setattr(Account, "named", self.known.get)
+        monkeypatch.setattr(cluster, "_owner_of", lambda path: 0)
+        found: list[Account | Failure] = []
+        programs = cast("Programs", self)
+        Deferred.fromCoroutine(cluster._find_account(programs, data_dir)).addBoth(found.append)
+        if isinstance(found[0], Failure):
+            found[0].raiseException()
+        return found[0]
+
+
+NOBODY = Account("nobody", 65534, 65534)
+
+
+def test_flowtx_makes_itself_a_user_and_uses_it_from_then_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    system = UserAdding({"nobody": NOBODY}, works=True)
+    assert system.find(monkeypatch, tmp_path).name == "flowtx"
+    assert system.find(monkeypatch, tmp_path).name == "flowtx"
+    (ran,) = system.ran
+    assert ran[:2] == ["useradd", "--system"]
+
+
+def test_where_no_user_can_be_made_a_shared_one_serves_and_else_the_ways_out_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert UserAdding({"nobody": NOBODY}, works=False).find(monkeypatch, tmp_path) == NOBODY
+    with pytest.raises(StartupError, match=r"cannot lock /etc/passwd; run flowtx as an ordinary user"):
+        UserAdding({}, works=False).find(monkeypatch, tmp_path)
 
 
 # -- postmaster.pid and the lock files

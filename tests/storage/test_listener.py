@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.errors import ConfigError, StartupError
+from flowtx.errors import ConfigError, StartupError, Unavailable
 from flowtx.storage.listener import Listener
 from tests.storage.fake_link import FakeServer
 
@@ -146,6 +146,18 @@ class ListenerTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
         self.clock.advance(5)
         self.assertEqual(len(self.runs), 6)
+
+    def test_a_database_that_is_down_is_one_line_without_a_traceback(self) -> None:
+        self.start()
+        for n in range(1, 4):
+            self.notify()
+            self.runs[n].errback(Unavailable("nothing was sent"))
+        self.assertEqual(self.lines, ["warn: What flow wakes failed: nothing was sent"])
+        self.notify()
+        self.runs[4].callback(None)
+        self.notify()
+        self.runs[5].errback(Unavailable("again"))
+        self.assertEqual(len(self.lines), 2)
 
     def test_no_start_within_10_s(self) -> None:
         started = self.listener.startService()

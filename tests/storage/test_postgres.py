@@ -363,7 +363,11 @@ class TransactionTests(DatabaseTestCase):
         self.assertEqual(self.database.ready, 1)
 
     def test_conflicts_are_tried_once_more(self) -> None:
-        for error in (errors.SerializationFailure("40001"), errors.DeadlockDetected("40P01")):
+        for error in (
+            errors.SerializationFailure("40001"),
+            errors.DeadlockDetected("40P01"),
+            errors.LockNotAvailable("55P03"),
+        ):
             self.setUp()
             result = self.transact(self.two)
             self.answers([], error, [], [], [], [(7,)], [])

@@ -1,0 +1,35 @@
+# make install, make run, make test: see the README. Nothing here needs root.
+
+PYTHON ?= python3
+CLIENTS := tests/clients
+
+.PHONY: install run test lint format
+
+install: .venv/installed
+
+.venv/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	touch .venv/installed
+
+run: .venv/installed
+	.venv/bin/python .venv/bin/twistd --nodaemon --pidfile= flow --demo
+
+test: .venv/installed $(CLIENTS)/node_modules
+	.venv/bin/python -m pytest
+
+$(CLIENTS)/node_modules: $(CLIENTS)/package-lock.json
+	@if command -v npm >/dev/null; then \
+		npm --prefix $(CLIENTS) ci --no-audit --no-fund --loglevel=error && touch $(CLIENTS)/node_modules; \
+	else \
+		echo 'There is no npm here: the tests with the JavaScript client are skipped.'; \
+	fi
+
+lint: .venv/installed
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format: .venv/installed
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
