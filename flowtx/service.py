@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import cast
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+
+from flowtx.oneshot import OneShot
 
 
 class OrderedMultiService(MultiService):
@@ -18,6 +20,7 @@ class OrderedMultiService(MultiService):
 
     _log = Logger()
     _starting: Deferred[None] | None = None
+    _started: OneShot
 
     def startService(self) -> Deferred[None]:
         """Start the children in the order in which they were added.
@@ -28,8 +31,11 @@ class OrderedMultiService(MultiService):
             failure is passed on.
         """
         self.running = True
-        self._starting = Deferred.fromCoroutine(self._start())
-        return self._starting
+        self._started = OneShot()
+        starting = Deferred.fromCoroutine(self._start())
+        if not starting.called:
+            self._starting = starting
+        return starting
 
     async def _start(self) -> None:
         started: list[IService] = []
@@ -43,6 +49,7 @@ class OrderedMultiService(MultiService):
             raise
         finally:
             self._starting = None
+            self._started.fire()
 
     def stopService(self) -> Deferred[None]:
         """Stop the children that run, last first; a start under way is given up first.
@@ -54,13 +61,9 @@ class OrderedMultiService(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        starting, self._starting = self._starting, None
-        if starting is not None:
-            starting.cancel()
-            try:
-                await starting
-            except CancelledError:
-                return
+        if self._starting is not None:
+            self._starting.cancel()
+            await self._started.when_fired()
         self.running = False
         await self._stop_all([child for child in self if child.running])
 

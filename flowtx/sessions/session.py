@@ -15,7 +15,7 @@ from flowtx.channels.socket import Socket
 from flowtx.errors import Refused
 from flowtx.interfaces import ISessionObserver, IUserDirectory, Principal, User
 from flowtx.protocol.close import DRAIN, SESSION_STOPPED, Close
-from flowtx.sessions.oneshot import OneShot
+from flowtx.oneshot import OneShot
 
 
 class State(Enum):

@@ -208,7 +208,7 @@ class EmbeddedPostgres(Service):
     async def _comes_up(self, server: Program) -> bool:
         """Wait until the server is ready (True) or has ended (False)."""
         try:
-            while not server.exited.happened:
+            while not server.exited.fired:
                 if postmaster.postmaster_status(self._cluster) == (server.pid, "ready"):
                     return True
                 if self._reactor.seconds() - server.heard_at > _SILENCE_PATIENCE:
@@ -221,7 +221,7 @@ class EmbeddedPostgres(Service):
             await server.end()
             raise
         with suppress(TimeoutError):  # where others hold its pipe, what it said has come by now
-            await server.drained.wait().addTimeout(_DRAIN_PATIENCE, self._reactor)
+            await server.drained.when_fired().addTimeout(_DRAIN_PATIENCE, self._reactor)
         return False
 
     async def _end_orphan(self) -> None:
@@ -250,7 +250,7 @@ class EmbeddedPostgres(Service):
         delay = _FIRST_DELAY
         while True:
             began = self._reactor.seconds()
-            await server.exited.wait()
+            await server.exited.when_fired()
             if self._reactor.seconds() - began >= _STEADY:
                 delay = _FIRST_DELAY
             reason = f"{server.outcome}; its last word: {last_complaint(server.lines)}"

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from flowtx.errors import StartupError
+from flowtx.oneshot import OneShot
 
 #: How many lines of a program's output are kept, to tell what it complained about.
 _REMEMBERED_LINES = 50
@@ -25,31 +26,6 @@ _LONGEST_LINE = 8192
 #: How long a program that is to end by itself may take, in seconds.
 _RUN_PATIENCE = 120.0
 _STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class Happening:
-    """Something that happens once, for which any number of coroutines may wait."""
-
-    def __init__(self) -> None:
-        self.happened = False
-        self._waiting: list[Deferred[None]] = []
-
-    def wait(self) -> Deferred[None]:
-        """Return a Deferred of one's own that fires with None once it has happened; it may be cancelled."""
-        if self.happened:
-            return succeed(None)
-        waiter: Deferred[None] = Deferred(self._forget)
-        self._waiting.append(waiter)
-        return waiter
-
-    def happen(self) -> None:
-        """Wake everyone who waits, in the order in which they came."""
-        self.happened = True
-        while self._waiting:
-            self._waiting.pop(0).callback(None)
-
-    def _forget(self, waiter: Deferred[None]) -> None:
-        self._waiting.remove(waiter)
 
 
 class Program(ProcessProtocol):
@@ -80,8 +56,8 @@ class Program(ProcessProtocol):
         self._patience = patience
         self._escalation: IDelayedCall | None = None
         self._partial = b""
-        self.exited = Happening()
-        self.drained = Happening()
+        self.exited = OneShot()
+        self.drained = OneShot()
         self.lines: deque[str] = deque(maxlen=_REMEMBERED_LINES)
         self.exit_code: int | None = None
         self.outcome = "still running"
@@ -94,11 +70,11 @@ class Program(ProcessProtocol):
         Returns:
             A Deferred that fires with None once it has exited. Cancelling it stops the waiting only.
         """
-        if not self.exited.happened and self._escalation is None:
+        if not self.exited.fired and self._escalation is None:
             first, second = self._ending
             self._signal(first)
             self._escalation = self._reactor.callLater(self._patience, self._signal, second)
-        return self.exited.wait()
+        return self.exited.when_fired()
 
     def _signal(self, number: signal.Signals) -> None:
         if self.transport is None:
@@ -136,14 +112,14 @@ class Program(ProcessProtocol):
             self.exit_code = getattr(ended, "exitCode", None)
             number = getattr(ended, "signal", None)
             self.outcome = f"exit code {self.exit_code}" if number is None else f"signal {number}"
-        self.exited.happen()
+        self.exited.fire()
 
     def processEnded(self, reason: Failure) -> None:  # noqa: ARG002
         """Keep a last line that had no end."""
         if self._partial.strip():
             self.lines.append(self._partial.decode("utf-8", "backslashreplace"))
             self._partial = b""
-        self.drained.happen()
+        self.drained.fire()
 
 
 class Programs:
@@ -201,7 +177,7 @@ class Programs:
         """
         program = self.spawn(argv, directory, stdin=stdin)
         try:
-            await program.drained.wait().addTimeout(_RUN_PATIENCE, self._reactor)
+            await program.drained.when_fired().addTimeout(_RUN_PATIENCE, self._reactor)
         except TimeoutError:
             await program.end()
             raise StartupError(f"{' '.join(argv)} took more than {_RUN_PATIENCE:.0f} s") from None

@@ -303,7 +303,7 @@ async def test_a_start_can_be_given_up_at_any_time_and_repeated(data_dir: Path, 
         else:
             await service.stopService()
             child = service._programs._current
-            assert child is None or child.exited.happened
+            assert child is None or child.exited.fired
         try:
             await starting
         except CancelledError:

@@ -21,7 +21,7 @@ from flowtx.errors import StartupError
 from flowtx.storage import cluster, postmaster
 from flowtx.storage.cluster import Account, Launcher, embedded_url, socket_directory, ways_to_run
 from flowtx.storage.embedded import EmbeddedPostgres
-from flowtx.storage.program import Happening, Program, Programs, last_complaint
+from flowtx.storage.program import Program, Programs, last_complaint
 
 NAMES = ["plain", "with space", "o'clock", 'say "so"', "a,b", "flöw-数据", "50%+&#?", "x" * 120]
 
@@ -346,18 +346,6 @@ def test_of_a_program_s_output_the_last_lines_are_kept() -> None:
     for number in range(1000):
         program.childDataReceived(2, b"%d\n" % number)
     assert len(program.lines) == 50
-
-
-def test_a_happening_wakes_all_but_those_who_gave_up() -> None:
-    happening = Happening()
-    woken: list[str] = []
-    first, second = happening.wait(), happening.wait()
-    first.addErrback(lambda _: woken.append("cancelled"))
-    second.addCallback(lambda _: woken.append("second"))
-    first.cancel()
-    happening.happen()
-    happening.wait().addCallback(lambda _: woken.append("late"))
-    assert woken == ["cancelled", "second", "late"]
 
 
 # -- the watch over the server

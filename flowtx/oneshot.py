@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 
@@ -11,22 +11,23 @@ class OneShot:
 
     Unlike a Deferred that is handed to several, it gives everybody the same outcome, and a failure
     that nobody asks for is not an error.
+
+    Attributes:
+        fired: whether it has happened.
     """
 
-    __slots__ = ("_fired", "_outcome", "_waiting")
+    __slots__ = ("_outcome", "_waiting", "fired")
 
     def __init__(self) -> None:
-        self._fired = False
+        self.fired = False
         self._outcome: Failure | None = None
         self._waiting: list[Deferred[None]] = []
 
     def fire(self, outcome: Failure | None = None) -> None:
-        """Tell everybody: None for success, or a Failure."""
-        self._fired, self._outcome = True, outcome
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            if not deferred.called:
-                deferred.callback(outcome)
+        """Tell everybody, in the order in which they came: None for success, or a Failure."""
+        self.fired, self._outcome = True, outcome
+        while self._waiting:
+            self._waiting.pop(0).callback(outcome)
 
     def when_fired(self) -> Deferred[None]:
         """Wait.
@@ -35,9 +36,8 @@ class OneShot:
             A new Deferred that fires with None, or fails as the outcome did. To cancel it does
             nothing but to stop waiting.
         """
-        deferred: Deferred[None] = Deferred()
-        if self._fired:
-            deferred.callback(self._outcome)
-        else:
-            self._waiting.append(deferred)
+        if self.fired:
+            return succeed(None).addCallback(lambda _: self._outcome)
+        deferred: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(deferred)
         return deferred

@@ -3,7 +3,7 @@ from __future__ import annotations
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.sessions.oneshot import OneShot
+from flowtx.oneshot import OneShot
 
 
 class OneShotTests(SynchronousTestCase):
