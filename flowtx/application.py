@@ -145,6 +145,11 @@ class Flow(OrderedMultiService):
             Demo(self, data_dir.path / "api-key", secret).setServiceParent(self)
 
 
+def make_service(settings: Settings, *, reactor: Any, router: Router | None = None) -> Flow:
+    """Make a whole server, to be started with ``startService``; see `Flow`."""
+    return Flow(settings, reactor=reactor, router=router)
+
+
 def user_directory(settings: Settings, database: Database) -> IUserDirectory:
     """Make what the settings say knows the users."""
     if settings.users_query == CLAIMS:

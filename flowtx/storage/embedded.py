@@ -63,6 +63,8 @@ _SETTINGS = (
     "log_error_verbosity=terse",  # no DETAIL and no STATEMENT: they hold what users wrote
     "log_min_error_statement=panic",
     "lc_messages=C",
+    # Below flowtx's lock_timeout of 1 s: at PostgreSQL's own 1 s a deadlock would not be found first.
+    "deadlock_timeout=200ms",
     "cluster_name=flowtx",
 )
 

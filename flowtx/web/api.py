@@ -149,11 +149,9 @@ class Api:
         return _json(request, error.status, {"error": error.code, "detail": error.detail})
 
     def _authorize(self, request: IRequest) -> None:
-        given = request.getHeader("authorization") or ""
-        scheme, _, key = given.partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            key.strip().encode("utf-8", "replace"), self._api_key
-        ):
+        given = request.getHeader(b"authorization") or b""
+        scheme, _, key = given.partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._api_key):
             request.setHeader("WWW-Authenticate", "Bearer")
             raise ApiError(401, "unauthorized", "give Authorization: Bearer and the key in DATA_DIR/api-key")
 
