@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Coroutine
 from socket import gethostname
 from typing import Any
 
@@ -33,15 +34,15 @@ from flowtx.web.api import Api
 from flowtx.web.site import AdminSite, pages
 
 
-class Migrated(Service):
-    """Brings the schema up to date when it starts."""
+class Step(Service):
+    """Something to be done, and to have succeeded, before what is listed after it starts."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self._work = work
 
-    def startService(self) -> Deferred[int]:
+    def startService(self) -> Deferred[Any]:
         super().startService()
-        return Deferred.fromCoroutine(migrate(self._database))
+        return Deferred.fromCoroutine(self._work())
 
 
 class Flow(OrderedMultiService):
@@ -105,13 +106,16 @@ class Flow(OrderedMultiService):
         name = f"flowtx/{gethostname()}"
         database = Database(url, reactor=reactor, slots=settings.database_connections, application_name=name)
         database.setServiceParent(self)
-        Migrated(database).setServiceParent(self)
+        Step(lambda: migrate(database)).setServiceParent(self)
+        directory = user_directory(settings, database)
+        if isinstance(directory, SqlUserDirectory):
+            Step(directory.check).setServiceParent(self)
         pubsub = MemoryPubSub()
         notifications = NotificationService(PostgresNotificationStore(database), pubsub)
         notifications.setServiceParent(self)
         listener = Listener(url, CHANNEL, notifications.wake, reactor=reactor, application_name=name)
         listener.setServiceParent(self)
-        sessions = SessionService(user_directory(settings, database), [], clock=reactor)
+        sessions = SessionService(directory, [], clock=reactor)
         sessions.setServiceParent(self)
 
         router = Router().channel("user:*", lambda: UserChannel(sessions, notifications))

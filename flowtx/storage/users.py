@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import psycopg2
 from zope.interface import implementer
 
-from flowtx.errors import StorageError
+from flowtx.errors import StartupError, StorageError, Unavailable, UnknownOutcome
 from flowtx.interfaces import IUserDirectory, Principal, User
 from flowtx.storage.postgres import Database
 
@@ -25,15 +27,35 @@ class SqlUserDirectory:
         self._query = query
 
     async def load(self, principals: Sequence[Principal]) -> Mapping[str, User]:
-        ids = [principal.user_id for principal in principals]
-        users = {}
-        for row in await self._database.query(self._query, [ids]):
-            if len(row) != 3:
-                raise StorageError(f"--users-query must give id, name, email; it gives {len(row)} columns")
-            user_id, name, email = row
-            user_id = str(user_id)
-            users[user_id] = User(user_id, user_id if name is None else str(name), email and str(email))
-        return users
+        rows = await self._ask([principal.user_id for principal in principals])
+        users = (_user(*row) for row in rows)
+        return {user.id: user for user in users}
+
+    async def check(self) -> None:
+        """Ask for a user that nobody is.
+
+        Raises:
+            StartupError: the query is not one that the database can answer with id, name, email.
+        """
+        try:
+            await self._ask([""])
+        except (Unavailable, UnknownOutcome):
+            raise
+        except StorageError as error:
+            raise StartupError(str(error)) from None
+
+    async def _ask(self, ids: list[str]) -> list[tuple[Any, ...]]:
+        try:
+            rows = await self._database.query(self._query, [ids])
+        except (psycopg2.Error, ValueError, IndexError, TypeError) as error:
+            raise StorageError(f"--users-query: {str(error).splitlines()[0]}") from None
+        if rows and len(rows[0]) != 3:
+            raise StorageError(f"--users-query: it takes id, name, email; got {len(rows[0])} columns")
+        return rows
+
+
+def _user(user_id: object, name: object, email: object) -> User:
+    return User(str(user_id), str(user_id if name is None else name), None if email is None else str(email))
 
 
 @implementer(IUserDirectory)

@@ -350,6 +350,14 @@ class HandleInTests(MembershipTestCase):
             self.assertNotIn("log_failure", line)
             self.rejoin()
 
+    def test_what_only_a_server_may_send_and_what_is_no_text_is_not_given_to_the_channel(self) -> None:
+        for event in ("phx_reply", "phx_close", "phx_error", None, 7):
+            self.script.events[event] = lambda _channel, _payload: ok()  # type: ignore[index]
+            self.client.send("1", "2", "room:1", event)
+            self.assertEqual(self.client.received(), [crashed("1", "room:1")])
+            self.rejoin()
+        self.assertEqual(self.script.handled, [])
+
     def test_an_unknown_events_name_is_cut_in_the_log(self) -> None:
         self.client.send("1", "2", "room:1", "x" * 10_000)
         [line] = self.warnings()
@@ -503,6 +511,33 @@ class DuplicateJoinTests(MembershipTestCase):
         )
         self.assertEqual(self.script.terminated, [("room:1", "duplicate_join")])
         self.assertEqual(len(self.script.handled), 1)
+
+    def test_while_a_handler_is_pending_that_stops(self) -> None:
+        pending: Deferred[Any] = Deferred()
+        self.on("wait", lambda _channel, _payload: pending)
+        self.client.join("room:1", "1")
+        self.client.send("1", "2", "room:1", "wait")
+        self.client.send("3", "3", "room:1", "phx_join")
+        pending.callback(Stop("normal", ok()))
+        self.assertEqual(
+            self.client.received(),
+            [reply("1", "2", "room:1"), reply("3", "3", "room:1"), closing("1", "room:1")],
+        )
+        self.assertEqual(self.script.terminated, [("room:1", "duplicate_join")])
+        self.assertEqual(self.client.socket.topics, ("room:1",))
+
+    def test_what_waited_for_a_superseded_join_is_dropped(self) -> None:
+        second: Deferred[Any] = Deferred()
+        self.on("ping", lambda _channel, _payload: ok())
+        self.script.join = lambda _channel, _payload: stubborn(Deferred(), second)
+        self.client.send("1", "1", "room:1", "phx_join")
+        self.client.send(None, "2", "room:1", "ping")
+        self.script.join = lambda _channel, _payload: None
+        self.client.send("3", "3", "room:1", "phx_join")
+        self.server.clock.advance(STOP_TIMEOUT)
+        second.callback(None)
+        self.assertEqual(self.client.received(), [reply("3", "3", "room:1"), closing("1", "room:1")])
+        self.assertEqual(self.script.handled, [])
 
     def test_while_a_handler_never_ends(self) -> None:
         cancelled: list[object] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from flowtx.channels.channel import Channel, error, ok
@@ -186,8 +187,12 @@ class MalformedTests(SynchronousTestCase):
             self.client.transport.text("{")
         self.server.clock.advance(1)
         self.assertIsNone(self.client.transport.closed)
-        self.client.transport.text("{")
+        with capturedLogs() as logged:
+            self.client.transport.text("{")
         self.assertEqual(self.client.transport.closed, TOO_MANY_MALFORMED)
+        self.assertEqual(
+            [formatEvent(event) for event in logged], ["Closing memory: 10 malformed frames in 60 s"]
+        )
 
     def test_slower_ones_never_close(self) -> None:
         for _ in range(50):
@@ -270,6 +275,10 @@ class BackPressureTests(SynchronousTestCase):
         joining.callback(error())
         self.assertTrue(self.client.transport.reading)
         self.assertEqual(len(self.client.received()), 1 + MAX_QUEUED + 1)
+        self.fill(1 + MAX_QUEUED)
+        self.assertTrue(self.client.transport.reading)
+        self.fill(1)
+        self.assertFalse(self.client.transport.reading)
 
     def test_handlers_that_answer_at_once_never_pause(self) -> None:
         self.server.script.events["wait"] = lambda _channel, _payload: ok()
@@ -312,6 +321,11 @@ class CloseTests(SynchronousTestCase):
         self.assertEqual(self.client.socket.topics, ())
         self.client.socket.send(Frame(b"late"))
         self.assertEqual(self.client.received(), [])
+
+    def test_a_connection_lost_twice(self) -> None:
+        self.successResultOf(self.client.lose())
+        self.successResultOf(self.client.lose())
+        self.assertEqual(self.server.script.terminated, [("room:1", "closed")])
 
     def test_a_loss_after_the_heartbeat_timeout(self) -> None:
         self.server.clock.advance(60)

@@ -60,8 +60,9 @@ class DecodeV2Tests(SynchronousTestCase):
                 V2.decode_text(text)
 
     def test_a_ref_may_be_256_bytes_long_and_no_longer(self) -> None:
-        longest = b'"' + b"r" * (MAX_REF_BYTES - 2) + b'"'
-        self.assertEqual(V2.decode_text(b'[null,%b,"t","e",{}]' % longest).ref, longest)
+        longest = b'"' + b"r" * 254 + b'"'
+        message = V2.decode_text(b'[%b,%b,"t","e",{}]' % (longest, longest))
+        self.assertEqual((message.join_ref, message.ref), (longest, longest))
         for frame in (b'[null,%b,"t","e",{}]', b'[%b,"1","t","e",{}]'):
             with self.assertRaises(MalformedFrame):
                 V2.decode_text(frame % (longest[:-1] + b'r"'))
