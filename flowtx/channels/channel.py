@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -25,6 +25,10 @@ class Reply(msgspec.Struct, frozen=True):
 
     status: str
     response: Any = msgspec.field(default_factory=dict)
+
+
+GRACEFUL: Final = frozenset({"normal", "shutdown"})
+"""Reasons of a `Stop` after which a client stays away."""
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -75,8 +79,6 @@ class Channel:
     socket: Socket
     assigns: dict[str, Any]
     _membership: Membership
-
-    close_reasons: ClassVar[frozenset[str]] = frozenset({"normal", "shutdown"})
 
     def join(self, payload: Any) -> JoinResult | Awaitable[JoinResult]:  # noqa: ARG002
         """Let a client in, or not.

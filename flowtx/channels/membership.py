@@ -8,36 +8,30 @@ until the answer is written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable
 from enum import Enum
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flowtx.channels.channel import Channel, Reply, Stop, UnhandledEvent, error
-from flowtx.errors import InvalidPayload, StorageError
+from flowtx.channels import callbacks
+from flowtx.channels.channel import GRACEFUL, Channel, Reply, Stop
 from flowtx.protocol.message import (
     CLOSE,
     ERROR,
     LEAVE,
     NULL_REF,
-    SERVER_EVENTS,
     Broadcast,
     Frame,
     Message,
     Ref,
     UnencodablePayload,
 )
-from flowtx.protocol.payload import read_payload
 
 if TYPE_CHECKING:
     from flowtx.channels.socket import Socket
-
-STOP_TIMEOUT: Final = 5.0
-"""Seconds that a handler under way may still take when its channel ends, and ``terminate`` after it."""
 
 
 class State(Enum):
@@ -110,13 +104,13 @@ class Membership:
         if replaced is not None:
             await replaced.stop("duplicate_join")
         if self._state is State.JOINING:
-            reply = await self._ask_to_join(message)
+            reply = await callbacks.join(self._channel, message)
             self._running = None
             if self._state is State.JOINING:
                 self._answer_join(message, reply)
             elif reply.status == "ok":
                 # Another join took the topic meanwhile, or the connection has gone.
-                await self._terminate(self._reason)
+                await callbacks.terminate(self._channel, self._reason, self._socket.clock)
         if replaced is not None:
             self._socket.send(replaced.control_frame(CLOSE))
         while self._state is State.CLOSED and self._mailbox:
@@ -124,34 +118,14 @@ class Membership:
             self._socket.dispatch(self._mailbox.popleft())
         self._pump()
 
-    async def _ask_to_join(self, message: Message) -> Reply:
-        try:
-            result = self._channel.join(read_payload(message))
-            if isawaitable(result):
-                result = await result
-            if result is None:
-                return Reply("ok")
-            if isinstance(result, Reply) and result.status in ("ok", "error"):
-                return result
-            raise _illegal(self._channel, "join", result, "None, ok(…) or error(…)")
-        except InvalidPayload as refused:
-            return _invalid_payload(refused)
-        except StorageError as failed:
-            self._log.warn("Join of {channel} refused: {error}", channel=_name(self._channel), error=failed)
-            return error({"reason": "unavailable"})
-        except Exception as crash:
-            if self._state is State.JOINING or not isinstance(crash, CancelledError):
-                self._log.failure("Channel {channel} crashed in join", channel=_name(self._channel))
-            return _join_crashed()
-
     def _answer_join(self, message: Message, reply: Reply) -> None:
         """Write the join's answer, then what was held."""
         serializer = self._socket.serializer
         try:
             frame = serializer.reply(message.join_ref, message.ref, self.topic, reply.status, reply.response)
         except UnencodablePayload:
-            self._log.failure("Channel {channel} crashed in join", channel=_name(self._channel))
-            reply = _join_crashed()
+            self._log.failure("Channel {channel} crashed in join", channel=callbacks.name(self._channel))
+            reply = callbacks.JOIN_CRASHED
             frame = serializer.reply(message.join_ref, message.ref, self.topic, reply.status, reply.response)
         self._socket.send(frame)
         held, self._held = self._held, None
@@ -190,16 +164,14 @@ class Membership:
             self._finish(CLOSE, "leave")
             return
         try:
-            if not isinstance(message.event, str) or message.event in SERVER_EVENTS:
-                raise UnhandledEvent(message.event)
-            result = self._channel.handle_in(message.event, read_payload(message))
+            result = callbacks.handle(self._channel, message)
             if not isawaitable(result):
                 self._answer(message, result)
                 return
         except Exception:
             self._failed(message, Failure())
             return
-        running = _deferred(result)
+        running = callbacks.as_deferred(result)
         self._running = running
         running.addBoth(self._handled, message)
 
@@ -215,38 +187,21 @@ class Membership:
         self._pump()
 
     def _answer(self, message: Message, result: object) -> None:
-        if isinstance(result, Reply):
-            self.reply(message.ref, result)
-        elif isinstance(result, Stop):
-            if result.reply is not None:
-                self.reply(message.ref, result.reply)
-            self._finish(CLOSE if result.reason in Channel.close_reasons else ERROR, result.reason)
-        elif result is not None:
-            raise _illegal(self._channel, "handle_in", result, "None, ok(…), error(…), a Reply or a Stop")
+        answer = callbacks.check_result(self._channel, result)
+        reply = answer.reply if isinstance(answer, Stop) else answer
+        if reply is not None:
+            self.reply(message.ref, reply)
+        if isinstance(answer, Stop):
+            self._finish(CLOSE if answer.reason in GRACEFUL else ERROR, answer.reason)
 
     def _failed(self, message: Message, failure: Failure) -> None:
-        problem = failure.value
-        if self._state is not State.JOINED and isinstance(problem, CancelledError):
+        if self._state is not State.JOINED and failure.check(CancelledError):
             return
-        if isinstance(problem, InvalidPayload):
-            self.reply(message.ref, _invalid_payload(problem))
-        elif isinstance(problem, StorageError):
-            self._log.warn(
-                "{channel} could not answer {event}: {error}",
-                channel=_name(self._channel),
-                event=message.event,
-                error=problem,
-            )
-            self.reply(message.ref, error({"reason": "unavailable"}))
-        else:
-            if isinstance(problem, UnhandledEvent):
-                event = repr(message.event)[:64]
-                self._log.warn("{channel} has no event {event}", channel=_name(self._channel), event=event)
-            else:
-                self._log.failure(
-                    "Channel {channel} crashed in handle_in", failure, channel=_name(self._channel)
-                )
+        reply = callbacks.answer_to(self._channel, message, failure)
+        if reply is None:
             self._finish(ERROR, "crash")
+        else:
+            self.reply(message.ref, reply)
 
     # What goes out
 
@@ -274,7 +229,7 @@ class Membership:
         try:
             frame = self._socket.serializer.broadcast(self._frame_ref, broadcast)
         except UnencodablePayload:
-            self._log.failure("Broadcast on {channel} cannot be sent", channel=_name(self._channel))
+            self._log.failure("Broadcast on {channel} cannot be sent", channel=callbacks.name(self._channel))
             self._finish(ERROR, "crash")
         else:
             self._send(frame)
@@ -316,70 +271,7 @@ class Membership:
 
     async def _end(self, reason: str, joined: bool) -> None:
         if self._running is not None:
-            await self._wait_for(self._running)
+            await callbacks.finished(self._channel, self._running, self._socket.clock)
         if joined:
-            await self._terminate(reason)
+            await callbacks.terminate(self._channel, reason, self._socket.clock)
         self._state = State.CLOSED
-
-    async def _terminate(self, reason: str) -> None:
-        try:
-            result = self._channel.terminate(reason)
-            if isawaitable(result):
-                await self._wait_for(_deferred(result).addErrback(self._terminate_failed))
-        except Exception:
-            self._terminate_failed(Failure())
-
-    def _terminate_failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self._log.failure("Channel {channel} crashed in terminate", failure, channel=_name(self._channel))
-
-    def _wait_for(self, running: Deferred[Any]) -> Deferred[None]:
-        """Fire when ``running`` has; past the timeout cancel it, and wait for it no longer."""
-        ended: Deferred[None] = Deferred()
-
-        def give_up() -> None:
-            self._log.warn(
-                "{channel} is busy {seconds} s after its end; not waited for",
-                channel=_name(self._channel),
-                seconds=STOP_TIMEOUT,
-            )
-            running.cancel()
-            if not ended.called:
-                ended.callback(None)
-
-        def over(result: object) -> object:
-            if timeout.active():
-                timeout.cancel()
-            if not ended.called:
-                ended.callback(None)
-            return result
-
-        timeout = self._socket.clock.callLater(STOP_TIMEOUT, give_up)
-        running.addBoth(over)
-        return ended
-
-
-def _deferred(result: object) -> Deferred[Any]:
-    if isinstance(result, Deferred):
-        return result
-    return ensureDeferred(_awaited(cast("Awaitable[Any]", result)))
-
-
-async def _awaited(result: Awaitable[Any]) -> Any:
-    return await result
-
-
-def _join_crashed() -> Reply:
-    return error({"reason": "join crashed"})
-
-
-def _invalid_payload(problem: InvalidPayload) -> Reply:
-    return error({"reason": "invalid_payload", "detail": problem.detail})
-
-
-def _illegal(channel: Channel, method: str, value: object, legal: str) -> TypeError:
-    return TypeError(f"{_name(channel)}.{method} returned {type(value).__name__}; it may return {legal}")
-
-
-def _name(channel: Channel) -> str:
-    return type(channel).__name__

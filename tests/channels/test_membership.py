@@ -10,7 +10,7 @@ from twisted.logger import LogEvent, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from flowtx.channels.channel import Channel, Reply, Stop, error, ok
-from flowtx.channels.membership import STOP_TIMEOUT
+from flowtx.channels.callbacks import STOP_TIMEOUT
 from flowtx.errors import InvalidPayload, Unavailable
 from flowtx.protocol.message import Broadcast
 from tests.channels.scripted import Client, Server, closing, crashed, reply, unmatched
