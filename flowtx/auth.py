@@ -167,7 +167,9 @@ def mint(
 
     Raises:
         InvalidPayload: a token with that user id, or of that size, would be refused.
+        StartupError: a token with that algorithm would be refused, as the key is too short for it.
     """
+    signing_algorithm([algorithm], secret)
     if not USER_ID_PATTERN.fullmatch(user_id):
         raise InvalidPayload(f"got the user id {user_id!r:.80}; it takes 1 to 128 of A-Z a-z 0-9 _ . : @ -")
     usual = {"jti": secrets.token_hex(16), "iat": int(now), "typ": "access"}

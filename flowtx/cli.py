@@ -6,19 +6,21 @@ Exit status 0; 1 for a failure, told in one line; 2 for wrong usage.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import psycopg2
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
-from flowtx.auth import USER_ID_PATTERN, mint
+from flowtx.auth import MAX_EXPIRY, USER_ID_PATTERN, mint, signing_algorithm
 from flowtx.config import HMAC_ALGORITHMS, Settings, load
 from flowtx.data_dir import DataDir
 from flowtx.errors import ConfigError, DataDirInUse, FlowtxError
@@ -36,16 +38,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     parsed = _parser().parse_args(arguments)
     try:
-        given = {
-            name: value
-            for name in ("config", "data-dir", "database")
-            if (value := getattr(parsed, name.replace("-", "_"), None)) is not None
-        }
-        status: int = parsed.run(parsed, load(given))
+        status: int = parsed.run(parsed)
+        sys.stdout.flush()
     except (FlowtxError, psycopg2.Error) as error:
-        print(f"flowtx: {str(error).splitlines()[0]}", file=sys.stderr)
+        return _failed(str(error).splitlines()[0])
+    except (CancelledError, KeyboardInterrupt):
+        return _failed("interrupted")
+    except BrokenPipeError:
+        # Whoever read the output has what they wanted; Python would complain of it when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
+
+
+def _failed(why: str) -> int:
+    print(f"flowtx: {why}", file=sys.stderr)
+    return 1
+
+
+def _settings(parsed: Any) -> Settings:
+    names = ("config", "data-dir", "database")
+    given = {name: getattr(parsed, name.replace("-", "_")) for name in names}
+    return load({name: value for name, value in given.items() if value is not None})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--data-dir", metavar="DIR", help="data directory; default .flow")
     where.add_argument("--database", metavar="URL", help="postgresql:// URL; default the embedded one")
 
-    def command(name: str, run: Callable[[Any, Settings], int], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[Any], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, parents=[where], help=text, description=text)
         added.set_defaults(run=run)
         return added
@@ -103,7 +117,8 @@ def _claim(text: str) -> tuple[str, object]:
         return name, value
 
 
-def _token(parsed: Any, settings: Settings) -> int:
+def _token(parsed: Any) -> int:
+    settings = _settings(parsed)
     if not USER_ID_PATTERN.fullmatch(parsed.user_id):
         raise ConfigError(f"USER_ID: got {parsed.user_id!r}; it takes 1 to 128 of A-Z a-z 0-9 _ . : @ -")
     if not HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms):
@@ -111,35 +126,39 @@ def _token(parsed: Any, settings: Settings) -> int:
             f"--jwt-algorithms: {', '.join(settings.jwt_algorithms)} verifies with a public key; "
             "tokens come from whoever has the private one"
         )
-    if parsed.ttl <= 0 or 0 < settings.jwt_max_lifetime < parsed.ttl:
+    now = time.time()
+    longest = settings.jwt_max_lifetime or MAX_EXPIRY - now
+    if not 0 < parsed.ttl <= longest:
         raise ConfigError(
-            f"--ttl: got {parsed.ttl:g}; it takes more than 0 and at most {settings.jwt_max_lifetime:g} "
-            "(--jwt-max-lifetime)"
+            f"--ttl: got {parsed.ttl:g}; it takes more than 0 and at most {longest:.0f} (--jwt-max-lifetime)"
         )
-    secret = DataDir.peek(settings.data_dir).secret(settings.secret_file)
+    if settings.secret_file is None:
+        secret = DataDir.peek(settings.data_dir).secret()
+    else:  # which is enough where the server itself is elsewhere
+        secret = DataDir(Path(settings.data_dir), None).secret(settings.secret_file)
     claims: dict[str, object] = {}
     if settings.jwt_issuer:
         claims["iss"] = settings.jwt_issuer
     if settings.jwt_audience:
         claims["aud"] = settings.jwt_audience
     claims |= dict(parsed.claim)
-    algorithm = settings.jwt_algorithms[0]
-    print(mint(secret, algorithm, parsed.user_id, ttl=parsed.ttl, now=time.time(), claims=claims))
+    algorithm = signing_algorithm(settings.jwt_algorithms, secret)
+    print(mint(secret, algorithm, parsed.user_id, ttl=parsed.ttl, now=now, claims=claims))
     return 0
 
 
-def _check_config(_: Any, settings: Settings) -> int:
-    print(f"good: {settings}")
+def _check_config(parsed: Any) -> int:
+    print(f"good: {_settings(parsed)}")
     return 0
 
 
-def _migrate(_: Any, settings: Settings) -> int:
-    print(f"schema flow: version {_with_database(settings, migrate)}")
+def _migrate(parsed: Any) -> int:
+    print(f"schema flow: version {_with_database(_settings(parsed), migrate)}")
     return 0
 
 
-def _users(parsed: Any, settings: Settings) -> int:
-    status: int = parsed.action(parsed, settings)
+def _users(parsed: Any) -> int:
+    status: int = parsed.action(parsed, _settings(parsed))
     return status
 
 
@@ -166,12 +185,13 @@ def _list_users(_: Any, settings: Settings) -> int:
     return 0
 
 
-def _database_url(_: Any, settings: Settings) -> int:
+def _database_url(parsed: Any) -> int:
+    settings = _settings(parsed)
     print(settings.database or embedded_url(DataDir.peek(settings.data_dir).path))
     return 0
 
 
-def _version(_: Any, __: Settings) -> int:
+def _version(_: Any) -> int:
     print(f"flowtx {version('flowtx')}")
     return 0
 

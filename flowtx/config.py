@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
+from twisted.internet.endpoints import serverFromString
 
 from flowtx.errors import ConfigError
 
@@ -102,6 +103,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         shown["database"] = redacted_url(self.database)
+        if self.jwt_jwks and "://" in self.jwt_jwks:
+            shown["jwt_jwks"] = redacted_url(self.jwt_jwks)
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
@@ -173,11 +176,11 @@ def load(given: Mapping[str, object], environ: Mapping[str, str] | None = None) 
     """
     environment = os.environ if environ is None else environ
     variables = {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower(): Source(name, value)
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): Source(_printable(name), value)
         for name, value in environment.items()
         if name.startswith(ENVIRONMENT_PREFIX)
     }
-    line = {name.replace("-", "_"): Source(f"--{name}", value) for name, value in given.items()}
+    line = {name.replace("-", "_"): Source(_printable(f"--{name}"), value) for name, value in given.items()}
     sources: dict[str, Source] = {}
     file = line.pop("config", None) or variables.get("config")
     variables.pop("config", None)
@@ -191,16 +194,16 @@ def load(given: Mapping[str, object], environ: Mapping[str, str] | None = None) 
 
 
 def redacted_url(url: str | None) -> str | None:
-    """Take the password out of a database URL."""
+    """Take the password out of a URL, and everything else that may hold one."""
     if url is None:
         return None
-    try:
-        parts = urlsplit(url)
-        user, at, host = parts.netloc.rpartition("@")
-        shown = parts._replace(netloc=f"{user.split(':')[0]}{at}{host}", query="")
-    except ValueError:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
         return "(unreadable)"
-    return shown.geturl()
+    # A password may hold anything if it was not quoted; all up to the last @ is taken for one.
+    login, at, host = rest.rpartition("@")
+    user, place = re.split("[:@/?#]", login)[0], re.split("[?#&]", host)[0]
+    return f"{scheme}://{user}{at}{place}"
 
 
 def _read_file(path: str) -> dict[str, Source]:
@@ -208,9 +211,18 @@ def _read_file(path: str) -> dict[str, Source]:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config: cannot read {path!r}: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"--config: {path!r} is not a TOML file: nested too deeply") from None
     except ValueError as error:
         raise ConfigError(f"--config: {path!r} is not a TOML file: {error}") from None
-    return {key.replace("-", "_"): Source(f"{path}: {key}", value) for key, value in table.items()}
+    sources: dict[str, Source] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        source = Source(_printable(f"{path}: {key}"), value)
+        if name in sources:
+            raise ConfigError(f"{source.name}: is given twice, as {sources[name].name} too")
+        sources[name] = source
+    return sources
 
 
 def _convert(name: str, source: Source) -> Any:
@@ -220,24 +232,38 @@ def _convert(name: str, source: Source) -> Any:
         guess = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
         raise ConfigError(f"{source.name}: there is no such setting{guess}")
     value = source.value
-    if _is_list(hint) and isinstance(value, str | bool):
-        value = (
-            [part.strip() for part in f"{value}".lower().split(",")]
-            if isinstance(value, bool)
-            else ([part.strip() for part in value.split(",") if part.strip()])
-        )
+    if name == "check_origin" and f"{value}".strip().lower() == "false":
+        value = ["false"]
+    if _is_list(hint) and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(value, str) and _plain(hint) is bool:
         value = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.get(
             value.lower(), value
         )
     try:
         converted = msgspec.convert(value, hint, strict=not isinstance(value, str))
-    except msgspec.ValidationError:
+    except (msgspec.MsgspecError, ValueError, OverflowError):  # ValueError: bytes that are no UTF-8
         converted = None
-    # NaN passes every bound.
-    if converted is None or (isinstance(converted, float) and math.isnan(converted)):
-        raise ConfigError(f"{source.name}: got {source.value!r:.80}; it takes {_takes(hint)}")
+    # NaN passes every bound, and infinity where there is no upper one.
+    endless = isinstance(converted, float) and not math.isfinite(converted)
+    hollow = isinstance(converted, tuple) and not (converted and all(part.strip() for part in converted))
+    if converted is None or endless or hollow:
+        raise ConfigError(f"{source.name}: got {_shown(name, source.value)}; it takes {_takes(hint)}")
     return converted
+
+
+def _printable(name: str) -> str:
+    """Keep a message in one line, whatever the names of keys and variables."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _shown(name: str, value: object) -> str:
+    if name == "database":
+        return "a value that is not shown"
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # an int of thousands of digits
+        return f"a value of type {type(value).__name__}"
 
 
 def _takes(hint: Any) -> str:
@@ -248,6 +274,8 @@ def _takes(hint: Any) -> str:
         return "a list of text, not empty"
     word = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kinds[0]]
     for meta in get_args(hint)[1:]:
+        if kinds[0] is str and meta.min_length:
+            word += ", not empty"
         for bound, name in (("ge", "at least"), ("gt", "more than"), ("le", "at most")):
             value = getattr(meta, bound, None)
             if value is not None:
@@ -281,6 +309,14 @@ def _check_relations(settings: Settings) -> None:
         raise ConfigError(
             f"--secret-file: is for HS… only, but --jwt-algorithms is {', '.join(settings.jwt_algorithms)}"
         )
+    for endpoint in settings.listen:
+        _check_endpoint("listen", endpoint)
+    _check_endpoint("admin", settings.admin)
+    if settings.check_origin and "false" in settings.check_origin and settings.origins_checked:
+        raise ConfigError(
+            f"--check-origin: got {', '.join(settings.check_origin)!r:.80}; "
+            "it takes either false or a list of origins"
+        )
     if settings.database and not settings.database.startswith(("postgresql://", "postgres://")):
         raise ConfigError("--database: got a value that is not shown; it takes a postgresql:// URL")
     if settings.users_query != CLAIMS and settings.users_query.count("%s") != 1:
@@ -288,6 +324,22 @@ def _check_relations(settings: Settings) -> None:
             f"--users-query: got {settings.users_query[:60]!r}; it takes SQL with exactly one %s, "
             f"or the word {CLAIMS}"
         )
+
+
+def _check_endpoint(name: str, text: str) -> None:
+    try:
+        serverFromString(None, text)  # which needs its reactor only to listen
+        port = _PORT.match(text)
+        if port and not 0 <= int(port[1]) <= 65_535:
+            raise ValueError("a port is 0 to 65535")
+    except (ValueError, TypeError, LookupError) as error:
+        raise ConfigError(
+            f"--{name}: got {text!r:.80}; it takes a Twisted endpoint such as tcp:4000 "
+            f"({_printable(str(error))[:200]})"
+        ) from None
+    except Exception:  # noqa: S110 - of many kinds, for a certificate
+        # A file that cannot be used matters to the server only, which says so when it starts.
+        pass
 
 
 def _plain(hint: Any) -> Any:
@@ -303,4 +355,5 @@ def _description(hint: Any) -> str:
     return next(str(meta.description) for meta in get_args(hint)[1:] if meta.description)
 
 
+_PORT: Final = re.compile(r"(?:tcp[46]?|ssl):(?:[a-zA-Z]+=[^:]*:)*(?:port=)?(-?[0-9]+)")
 _HINTS: Final = get_type_hints(Settings, include_extras=True)

@@ -15,7 +15,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 
-from flowtx.auth import mint
+from flowtx.auth import mint, signing_algorithm
 from flowtx.interfaces import User
 from flowtx.storage.cluster import postgres_programs
 from flowtx.storage.users import add_user
@@ -57,7 +57,7 @@ class Demo(Service):
         flow: the server.
         key_file: the file with the API key.
         secret: signs tokens; None where tokens come from elsewhere.
-        show: prints a text.
+        show: prints a text; None for the terminal.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Demo(Service):
         flow: Flow,
         key_file: Path,
         secret: bytes | None,
-        show: Callable[[str], object] = sys.stdout.write,
+        show: Callable[[str], object] | None = None,
     ) -> None:
         self._flow = flow
         self._key_file = key_file
         self._secret = secret
-        self._show = show
+        self._show = show or _print
 
     def startService(self) -> Deferred[None]:
         super().startService()
@@ -99,8 +99,13 @@ class Demo(Service):
     def _token(self, user: str) -> str:
         if self._secret is None:
             return "(to be made by your own backend)"
-        algorithm = self._flow.settings.jwt_algorithms[0]
+        algorithm = signing_algorithm(self._flow.settings.jwt_algorithms, self._secret)
         return mint(self._secret, algorithm, user, ttl=TOKEN_LIFETIME, now=time.time())
+
+
+def _print(text: str) -> None:
+    # The real one: twistd sends what is written to sys.stdout to the log, a line at a time.
+    print(text, end="", file=sys.__stdout__, flush=True)
 
 
 def url(scheme: str, address: IAddress | None) -> str:

@@ -32,7 +32,8 @@ class Listening(Service):
         self._factory = factory
         try:
             self._endpoint = serverFromString(reactor, endpoint)
-        except (ValueError, TypeError, KeyError, LookupError, OSError) as error:
+        except Exception as error:
+            # What reads an endpoint is a plugin: OpenSSL has errors of its own, for one.
             raise ConfigError(
                 f"--{option}: got {endpoint!r}; it takes a Twisted endpoint such as tcp:4000 ({error})"
             ) from None
@@ -51,7 +52,7 @@ class Listening(Service):
     async def _listen(self) -> None:
         try:
             self._port = await self._endpoint.listen(self._factory)
-        except (CannotListenError, OSError) as error:
+        except (CannotListenError, OSError, OverflowError) as error:
             cause = getattr(error, "socketError", error)
             why = getattr(cause, "strerror", None) or str(cause)
             raise StartupError(

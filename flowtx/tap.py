@@ -6,7 +6,9 @@ import atexit
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
@@ -47,6 +49,18 @@ class Options(usage.Options):
         super().__init__()
         self._listen: list[str] = []
 
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:  # noqa: N802
+        # twistd would print all of the help around what is wrong.
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            _fail(f"{error}; twistd flow --help lists all options")
+
+    def opt_version(self) -> None:
+        """Display the version of flowtx and exit."""
+        print(f"flowtx {version('flowtx')}")  # noqa: T201
+        sys.exit(0)
+
     def opt_listen(self, endpoint: str) -> None:
         """Twisted endpoint for clients; repeatable [default: tcp:4000:interface=127.0.0.1]"""
         self._listen.append(endpoint)
@@ -63,9 +77,9 @@ class Options(usage.Options):
             _fail(error)
 
 
-def _fail(error: FlowtxError) -> None:
+def _fail(why: object) -> NoReturn:
     """End before anything has started, in one line."""
-    sys.exit(f"flowtx: {error}")
+    sys.exit(f"flowtx: {why}")
 
 
 class Daemon(Service):
@@ -88,9 +102,14 @@ class Daemon(Service):
     def _failed(self, failure: Failure) -> None:
         if failure.check(CancelledError):
             return
-        if not failure.check(FlowtxError):
+        why = failure.getErrorMessage()
+        if failure.check(FlowtxError):
+            # A daemon has nothing but its log to say it in.
+            self._log.critical("flowtx cannot start: {why}", why=why)
+        else:
             self._log.failure("flowtx cannot start", failure)
-        print(f"flowtx: {failure.getErrorMessage()}", file=sys.stderr)  # noqa: T201
+        # The real one: twistd sends what is written to sys.stderr to the log.
+        print(f"flowtx: {why}", file=sys.__stderr__, flush=True)
         # twistd has no exit status for a start that fails once the reactor runs.
         atexit.register(_exit_failed)
         if self._reactor.running:

@@ -1,18 +1,22 @@
 """What an opening handshake asks for: pure functions from its request to what is let in or refused.
 
-The checks that RFC 6455 asks of a server are Autobahn's; here is what flowtx adds: the path, the
-version of the protocol, the origin and the token.
+The checks that RFC 6455 asks of a server are Autobahn's; here is what flowtx adds: the form of the
+request, the path, the origin, the version of the protocol and the token.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from flowtx.errors import Refused
+import msgspec
+
+from flowtx.errors import ConfigError, Refused
 from flowtx.protocol.serializer import Serializer, serializer_for
 
 PATH: Final = "/socket/websocket"
@@ -23,6 +27,12 @@ MAX_SUBPROTOCOLS: Final = 16
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _ANY: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound
+_PORTS: Final = {"http": 80, "https": 443}
+_HEADERS: Final = {405: {"Allow": "GET"}, 426: {"Upgrade": "websocket", "Connection": "Upgrade, close"}}
+
+_REQUEST_LINE: Final = re.compile(rb"[A-Za-z]+ ([!-~]+) HTTP/[0-9]\.[0-9]")
+# RFC 9110, section 5.5: neither folded nor with control characters, which parsers tell apart differently.
+_HEADER_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)")
 
 
 class Request(NamedTuple):
@@ -53,18 +63,29 @@ class Accepted(NamedTuple):
     subprotocol: str | None
 
 
+class _Listed(NamedTuple):
+    """An entry of a list of origins; a part that is empty or None matches any."""
+
+    scheme: str
+    host: str
+    port: int | None
+
+
 class OriginRule:
     """Which values of the header Origin are let in; a request without one always is.
 
     Args:
-        listed: origins such as ``https://example.com`` or ``//*.example.com``, of which any part
-            may be missing; None for the hosts that are listened on.
+        listed: origins such as ``https://example.com`` or ``//*.example.com``, of which the scheme
+            and the port may be missing; None for the hosts that are listened on.
         hosts: the hosts that are listened on. A loopback host stands for all of them, a wildcard
             for the one that the request itself names.
+
+    Raises:
+        ConfigError: an entry of ``listed`` is no origin.
     """
 
     def __init__(self, listed: Sequence[str] | None, hosts: Sequence[str]) -> None:
-        self._listed = None if listed is None else [urlsplit(entry) for entry in listed]
+        self._listed = None if listed is None else [_parse_listed(entry) for entry in listed]
         self._hosts = {host.lower() for host in hosts}
         if self._hosts & _LOOPBACK:
             self._hosts |= _LOOPBACK
@@ -75,8 +96,8 @@ class OriginRule:
             return True
         try:
             asked = urlsplit(origin)
-            host, port = asked.hostname, asked.port
-            if not host:
+            host, port = asked.hostname, asked.port or _PORTS.get(asked.scheme)
+            if not host or not asked.scheme:
                 return False
             if self._listed is None:
                 own = urlsplit(f"//{host_header}").hostname if self._hosts & _ANY else None
@@ -85,47 +106,70 @@ class OriginRule:
             return False
         return any(
             entry.scheme in ("", asked.scheme)
-            and _host_matches(entry.hostname or "", host)
+            and _host_matches(entry.host, host)
             and entry.port in (None, port)
             for entry in self._listed
         )
 
 
+def _parse_listed(entry: str) -> _Listed:
+    try:
+        parts = urlsplit(entry)
+        host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        host, port = "", None
+    if not host or "*" in host.removeprefix("*.") or parts.path not in ("", "/"):
+        raise ConfigError(
+            f"--check-origin: got {entry!r:.80}; it takes false, or origins such as https://example.com "
+            "and //*.example.com"
+        )
+    return _Listed(parts.scheme, host, port)
+
+
 def _host_matches(pattern: str, host: str) -> bool:
     if pattern.startswith("*."):
         return host == pattern[2:] or host.endswith(pattern[1:])
-    return pattern in ("", host)
+    return host == pattern
 
 
-def refuse_early(head: bytes) -> Refused | None:
-    """Find what is wrong with the head of a request before it is parsed any further."""
-    lines = head.split(b"\r\n")
-    if len(lines) > MAX_HEADER_LINES:
-        return Refused("too_many_headers", 431)
-    words = lines[0].split(b" ")
-    if len(words) == 3 and words[1].split(b"?")[0].rstrip(b"/") != PATH.encode():
-        return Refused("not_found", 404)
-    if sum(line[:7].lower() == b"origin:" for line in lines) > 1:
-        return Refused("forbidden_origin")
-    return None
-
-
-def accept(request: Request, origins: OriginRule | None) -> Accepted:
-    """Read a handshake.
+def check_head(head: bytes, origins: OriginRule | None) -> None:
+    """Check the head of a request before it is parsed any further.
 
     Args:
-        request: the request.
+        head: all up to the empty line.
         origins: which origins are let in; None for all.
 
     Raises:
         Refused: it is not to be let in; with the reason that the client is told.
     """
-    if origins is not None and not origins.allows(
-        request.headers.get("origin"), request.headers.get("host", "")
-    ):
+    first, *lines = head.split(b"\r\n")
+    if len(lines) > MAX_HEADER_LINES:
+        raise Refused("too_many_headers", 431)
+    request_line = _REQUEST_LINE.fullmatch(first)
+    headers = [_HEADER_LINE.fullmatch(line) for line in lines]
+    if request_line is None or None in headers:
+        raise Refused("bad_request", 400)
+    if request_line[1].split(b"?")[0].removesuffix(b"/") != PATH.encode():
+        raise Refused("not_found", 404)
+    if origins is None:
+        return
+    values: dict[bytes, list[str]] = {b"origin": [], b"host": [""]}
+    for header in headers:
+        if header is not None and header[1].lower() in values:
+            values[header[1].lower()].append(header[2].decode("latin-1").strip())
+    asked = values[b"origin"]
+    if len(asked) > 1 or not all(origins.allows(origin, values[b"host"][-1]) for origin in asked):
         raise Refused("forbidden_origin")
+
+
+def accept(request: Request) -> Accepted:
+    """Read a handshake.
+
+    Raises:
+        Refused: it is not to be let in; with the reason that the client is told.
+    """
     # The last of several wins, as in Phoenix; an empty value is a value.
-    parameters = dict(parse_qsl(urlsplit(request.target).query, keep_blank_values=True))
+    parameters = dict(parse_qsl(request.target.partition("?")[2], keep_blank_values=True))
     if any(name.startswith("vsn[") for name in parameters):
         raise Refused("unsupported_version")
     serializer = serializer_for(parameters.get("vsn", "1.0.0"))
@@ -141,7 +185,7 @@ def accept(request: Request, origins: OriginRule | None) -> Accepted:
 def _subprotocol(offered: Sequence[str]) -> tuple[str | None, str | None]:
     """Take the token out of the subprotocols; what it is, and which of the rest to answer."""
     if len(offered) > MAX_SUBPROTOCOLS:
-        raise Refused("too_many_subprotocols", 400)
+        raise Refused("bad_request", 400)
     tokens = [name for name in offered if name.startswith(TOKEN_SUBPROTOCOL)]
     rest = [name for name in offered if not name.startswith(TOKEN_SUBPROTOCOL)]
     if rest and SUBPROTOCOL not in rest:
@@ -152,13 +196,29 @@ def _subprotocol(offered: Sequence[str]) -> tuple[str | None, str | None]:
 
 
 def _decoded(text: str) -> str:
+    """Decode base64 of either alphabet, with padding or without; phoenix.js sends the plain one."""
     plain = text.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True).decode("ascii")
-    except (binascii.Error, UnicodeDecodeError, ValueError):
+    except (binascii.Error, ValueError):
         raise Refused("invalid_token") from None
 
 
 def _bearer(header: str) -> str | None:
     scheme, _, token = header.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
+
+
+def refusal(refused: Refused) -> bytes:
+    """Write the answer to a request that is refused."""
+    body = msgspec.json.encode({"reason": refused.reason})
+    headers = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        **_HEADERS.get(refused.status, {}),
+        **refused.headers,
+    }
+    lines = [f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body

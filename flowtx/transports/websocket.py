@@ -1,8 +1,9 @@
 """WebSocket connections, on Autobahn.
 
 The protocol here translates and owns nothing: a handshake becomes a claim on the user's Session, a
-message a call of the `Socket`. What it adds to Autobahn are guards, each for a trap of Autobahn
-26.10 that a real connection can fall into:
+message a call of the `Socket`. What it adds to Autobahn's handshake are guards, each for a trap of
+Autobahn 26.10 that a real connection can fall into (`flowtx.transports.guards` has those of open
+connections):
 
 - While ``onConnect`` waits, bytes that arrive would be parsed as a second request, and frames among
   them would be delivered twice over: they are held, within 64 KiB, until the handshake is decided.
@@ -10,26 +11,20 @@ message a call of the `Socket`. What it adds to Autobahn are guards, each for a 
   dropped.
 - A request's head may be of any length: past 16 KiB it is refused.
 - The text of an exception would be sent to the client, and the request with its token would be
-  logged: refusals are written here, out of a fixed set of words, and Autobahn's own log is silent.
+  kept for life: refusals are written here, out of a fixed set of words, and what the handshake
+  leaves behind is dropped.
 - ``onClose`` comes for connections that were never opened, too.
-- A connection failed for a bad frame would be reset before the client could read its close code.
-- Nagle's algorithm stays on, since the setting is read before it is there.
-- A message in endlessly many empty fragments would never reach a limit.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from http import HTTPStatus
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
-import msgspec
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
-from twisted.internet import defer
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from flowtx.auth import TokenVerifier
@@ -38,30 +33,23 @@ from flowtx.channels.socket import Socket
 from flowtx.config import Settings
 from flowtx.errors import Refused, StorageError
 from flowtx.interfaces import IPubSub, ITransport, Principal
-from flowtx.protocol.close import INTERNAL_ERROR, SLOW_CONSUMER, TOO_MANY_FRAGMENTS, Close
-from flowtx.protocol.message import Frame
 from flowtx.protocol.serializer import Serializer
 from flowtx.sessions.service import Claim, SessionService
-from flowtx.transports.handshake import OriginRule, Request, accept, refuse_early
-from flowtx.transports.outbox import Outbox
+from flowtx.transports.guards import GuardedFactory, GuardedProtocol
+from flowtx.transports.handshake import OriginRule, Request, accept, check_head, refusal
 
 MAX_HEAD: Final = 16_384
 MAX_HELD: Final = 65_536
-MAX_FRAGMENTS: Final = 64
-HEAD_TIMEOUT: Final = 5
-"""Seconds from the connection to the end of the handshake."""
-DECISION_TIMEOUT: Final = 3.0
-"""Seconds that the check of a token and the start of a Session may take."""
-CLOSE_TIMEOUT: Final = 1
-"""Seconds that a client has to answer a close frame, or to take its refusal."""
 
-
-class _Silent:
-    """Takes the place of Autobahn's log, whose lines quote requests with their tokens."""
-
-    def debug(self, *_: object, **__: object) -> None: ...
-
-    info = warn = error = failure = trace = debug
+_SPENT: Final = (
+    "http_headers",
+    "http_request_data",
+    "http_request_params",
+    "http_request_uri",
+    "http_response_data",
+    "http_status_line",
+    "websocket_protocols",
+)
 
 
 class _Opened(NamedTuple):
@@ -73,140 +61,137 @@ class _Opened(NamedTuple):
 
 
 @implementer(ITransport)
-class FlowProtocol(WebSocketServerProtocol):  # type: ignore[misc]
-    """One connection; see the module."""
+class FlowProtocol(GuardedProtocol):
+    """One connection; see the module.
 
-    log = _Silent()
-    factory: FlowFactory
-    _log = Logger()
-    _deciding: Deferred[Any] | None = None
-    _refused: Refused | None = None
-    _opened: _Opened | None = None
-    _socket: Socket | None = None
-    _outbox: Outbox | None = None
-    _abort: Any = None
-    _fragments = 0
+    Attributes:
+        head_timeout: seconds from the connection to the end of its request.
+        decision_timeout: seconds that the check of a token and the start of a Session may take.
+        user_agent: what the client calls itself.
+    """
+
+    head_timeout: ClassVar[float] = 5.0
+    decision_timeout: ClassVar[float] = 3.0
     user_agent = ""
 
-    @property
-    def address(self) -> str:
-        return str(getattr(self.transport.getPeer(), "host", "unix"))
+    factory: FlowFactory
+    data: bytes
+    _log = Logger()
+    _deciding: Deferred[Any] | None = None
+    _opened: _Opened | None = None
+    _socket: Socket | None = None
 
     # The handshake
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        # A unix socket has no such thing.
-        with suppress(AttributeError, OSError):
-            self.transport.setTcpNoDelay(True)
+        self.wait(self.head_timeout, self._handshake_timed_out)
 
     def _dataReceived(self, data: bytes) -> None:
-        if self.state == self.STATE_CLOSED:
-            return
-        if self.state == self.STATE_CONNECTING:
-            if self._deciding is not None:
-                self._hold(data)
-                return
-            if b"\r\n\r\n" not in self.data[-3:] + data and len(self.data) + len(data) > MAX_HEAD:
-                self._refuse(Refused("request_too_large", 431))
-                return
-        super()._dataReceived(data)
+        if self.state == self.STATE_CONNECTING and self._deciding is not None:
+            self._hold(data)
+        elif self.state != self.STATE_CLOSED:
+            super()._dataReceived(data)
 
     def _hold(self, data: bytes) -> None:
         self.data += data
         if len(self.data) > MAX_HELD:
-            self.dropConnection(abort=True)
-        else:
-            self.transport.pauseProducing()
+            self._refuse(Refused("bad_request", 400))
 
     def processHandshake(self) -> None:
-        end = self.data.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        refused = Refused("request_too_large", 431) if end > MAX_HEAD else refuse_early(self.data[:end])
-        if refused is not None:
+        head, end, rest = self.data.partition(b"\r\n\r\n")
+        try:
+            if len(head) > MAX_HEAD:
+                raise Refused("request_too_large", 431)
+            if not end:
+                return
+            check_head(head, self.factory.origins)
+        except Refused as refused:
             self._refuse(refused)
-        else:
-            super().processHandshake()
+            return
+        # Autobahn would take this byte for the end of a line.
+        self.data = head.replace(b"\x85", b"?") + end + rest
+        super().processHandshake()
 
     def onConnect(self, request: ConnectionRequest) -> Deferred[str | None]:
+        # Deflate would cost 100 KiB a connection: no extension is taken, whatever is offered.
+        self.websocket_extensions: list[object] = []
         deciding = Deferred.fromCoroutine(self._decide(request))
         if not deciding.called:
             self._deciding = deciding
-            deciding.addTimeout(DECISION_TIMEOUT, self.factory.clock)
+            self.wait(self.decision_timeout, self._handshake_timed_out)
         return deciding.addErrback(self._denied)
 
     async def _decide(self, request: ConnectionRequest) -> str | None:
         factory = self.factory
         self.user_agent = request.headers.get("user-agent", "")[:256]
-        asked = accept(Request(self.http_request_uri, request.headers, request.protocols), factory.origins)
+        asked = accept(Request(self.http_request_uri, request.headers, request.protocols))
         principal = await factory.verifier.verify(asked.token)
         claim = await factory.sessions.claim(principal)
-        if self.state != self.STATE_CONNECTING:
+        if self._is_late():
             claim.release()
             raise CancelledError
         self._opened = _Opened(claim, principal, asked.serializer)
         return asked.subprotocol
 
-    def _denied(self, failure: Any) -> None:
+    def _is_late(self) -> bool:
+        """Whether the client has gone, or has been refused, before its handshake was decided."""
+        return bool(self.state != self.STATE_CONNECTING)
+
+    def _denied(self, failure: Failure) -> None:
         """Turn whatever kept a client out into a refusal that says no more than it may."""
         problem = failure.value
         if isinstance(problem, Refused):
-            self._refused = problem
-        elif isinstance(problem, StorageError | CancelledError | defer.TimeoutError):
-            self._refused = Refused("unavailable", 503, {"Retry-After": "1"})
+            self._refuse(problem)
+        elif isinstance(problem, StorageError | CancelledError):
+            self._refuse(_unavailable())
         else:
-            self._log.failure("A handshake failed", failure)
-            self._refused = Refused("internal_error", 500)
-        raise ConnectionDeny(self._refused.status, self._refused.reason)
+            self._log.failure("A handshake of {address} failed", failure, address=self.address)
+            self._answer(Refused("internal_error", 500))
+        # The client has been answered; this keeps Autobahn from going on.
+        raise ConnectionDeny(ConnectionDeny.FORBIDDEN)
+
+    def _handshake_timed_out(self) -> None:
+        deciding, self._deciding = self._deciding, None
+        if deciding is None:
+            self._refuse(Refused("handshake_timeout", 408))
+        else:
+            self._refuse(_unavailable())
+            deciding.cancel()
 
     def succeedHandshake(self, res: str | None) -> None:
-        if self.state != self.STATE_CONNECTING:
-            return
-        if self._deciding is not None:
-            self._deciding = None
-            self.transport.resumeProducing()
-        super().succeedHandshake(res)
+        self._deciding = None
+        self.stop_waiting()
+        self.guard(super().succeedHandshake, res)
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:  # noqa: ARG002
         # The reason is Autobahn's and may quote the request, so the client gets ours.
         headers = {name: str(value) for name, value in responseHeaders or ()}
-        self._refuse(self._refused or Refused("bad_request", code, headers))
-
-    def onOpenHandshakeTimeout(self) -> None:
-        self.openHandshakeTimeoutCall = None
-        self._refuse(Refused("handshake_timeout", 408))
+        self._refuse(Refused("bad_request", code, headers))
 
     def _refuse(self, refused: Refused) -> None:
-        if self.state != self.STATE_CONNECTING:
-            return
-        self._log.info(
-            "Refused {address}: {status} {reason}",
-            address=self.address,
-            status=refused.status,
-            reason=refused.reason,
-        )
-        body = msgspec.json.encode({"reason": refused.reason})
-        headers = {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-            "Connection": "close",
-            **refused.headers,
-        }
-        lines = [f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode("ascii") + body)
-        self.dropConnection(abort=False)
-        # A client that does not take its refusal, or hold a TLS connection open, is not waited for.
-        self._abort = self.factory.clock.callLater(CLOSE_TIMEOUT, self.transport.abortConnection)
+        if self.state == self.STATE_CONNECTING:
+            self._log.info(
+                "Refused {address}: {status} {reason}",
+                address=self.address,
+                status=refused.status,
+                reason=refused.reason,
+            )
+            self._answer(refused)
+
+    def _answer(self, refused: Refused) -> None:
+        if self.state == self.STATE_CONNECTING:
+            self.transport.write(refusal(refused))
+            self.dropConnection()
 
     # The connection
 
     def onOpen(self) -> None:
+        for name in _SPENT:
+            self.__dict__.pop(name, None)
         factory = self.factory
         opened = cast("_Opened", self._opened)
-        self._outbox = Outbox(self._write, factory.settings.outbox_limit, self._overflowed)
-        self.transport.registerProducer(self._outbox, True)
+        self.open_outbox(factory.settings.outbox_limit)
         self._socket = Socket(
             self,
             opened.serializer,
@@ -219,29 +204,14 @@ class FlowProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         )
         opened.claim.attach(self._socket)
 
-    def onMessageBegin(self, isBinary: bool) -> None:
-        self._fragments = 0
-        super().onMessageBegin(isBinary)
-
-    def onMessageFrameBegin(self, length: int) -> None:
-        self._fragments += 1
-        if self._fragments > MAX_FRAGMENTS:
-            self.close(TOO_MANY_FRAGMENTS)
-        super().onMessageFrameBegin(length)
-
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         socket = self._socket
         if socket is None or self.state != self.STATE_OPEN:
             return
-        try:
-            if isBinary:
-                socket.binary_received(payload)
-            else:
-                socket.text_received(payload)
-        except Exception:
-            # Autobahn would drop the connection without a word.
-            self._log.failure("A message could not be handled")
-            self.close(INTERNAL_ERROR)
+        if isBinary:
+            socket.binary_received(payload)
+        else:
+            socket.text_received(payload)
 
     def onPing(self, payload: bytes) -> None:
         super().onPing(payload)
@@ -254,52 +224,38 @@ class FlowProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         if self._socket is not None:
             self._socket.touched()
 
-    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:  # noqa: ARG002
+    def broke_down(self) -> None:
+        if self.state == self.STATE_CONNECTING:
+            self._answer(Refused("internal_error", 500))
+        else:
+            super().broke_down()
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        super().onClose(wasClean, code, reason)
         deciding, self._deciding = self._deciding, None
         if deciding is not None:
             deciding.cancel()
-        if self._abort is not None and self._abort.active():
-            self._abort.cancel()
         socket, self._socket = self._socket, None
         opened, self._opened = self._opened, None
-        if opened is None:
-            return
-        if socket is None:
-            opened.claim.release()
-        else:
-            socket.connection_lost().addBoth(lambda _: opened.claim.release())
+        if opened is not None:
+            ended = succeed(None) if socket is None else maybeDeferred(socket.connection_lost)
+            ended.addErrback(self._ended_badly).addBoth(lambda _: opened.claim.release())
 
-    # ITransport
+    def _ended_badly(self, failure: Failure) -> None:
+        self._log.failure("The channels of a connection did not end cleanly", failure)
 
-    def send(self, frame: Frame) -> None:
-        if self._outbox is not None and self.state == self.STATE_OPEN:
-            self._outbox.send(frame)
-
-    def close(self, close: Close) -> None:
-        if self._outbox is not None:
-            self._outbox.clear()
-        self.sendClose(close.code, close.reason)
+    # ITransport; `send` and `close` are inherited
 
     def pause_reading(self) -> None:
-        self.transport.pauseProducing()
+        if self.state == self.STATE_OPEN:
+            self.transport.pauseProducing()
 
     def resume_reading(self) -> None:
         if self.state == self.STATE_OPEN:
             self.transport.resumeProducing()
 
-    def _write(self, frame: Frame) -> None:
-        self.sendMessage(frame.payload, frame.binary)
 
-    def _overflowed(self) -> None:
-        self._log.warn(
-            "Closing {address}: more than {limit} bytes wait for it",
-            address=self.address,
-            limit=self.factory.settings.outbox_limit,
-        )
-        self.close(SLOW_CONSUMER)
-
-
-class FlowFactory(WebSocketServerFactory):  # type: ignore[misc]
+class FlowFactory(GuardedFactory):
     """Makes the connections and holds what they share.
 
     Args:
@@ -313,7 +269,6 @@ class FlowFactory(WebSocketServerFactory):  # type: ignore[misc]
     """
 
     protocol = FlowProtocol
-    noisy = False
 
     def __init__(
         self,
@@ -326,24 +281,14 @@ class FlowFactory(WebSocketServerFactory):  # type: ignore[misc]
         origins: OriginRule | None,
         reactor: IReactorTime,
     ) -> None:
-        super().__init__(server="", reactor=reactor)
+        super().__init__(settings.max_frame_size, reactor=reactor)
         self.settings = settings
         self.verifier = verifier
         self.sessions = sessions
         self.router = router
         self.pubsub = pubsub
         self.origins = origins
-        self.clock = reactor
-        self.setProtocolOptions(
-            versions=[13],
-            webStatus=False,
-            maxFramePayloadSize=settings.max_frame_size,
-            maxMessagePayloadSize=settings.max_frame_size,
-            failByDrop=False,
-            echoCloseCodeReason=True,
-            openHandshakeTimeout=HEAD_TIMEOUT,
-            closeHandshakeTimeout=CLOSE_TIMEOUT,
-            # Origins are checked by `flowtx.transports.handshake`.
-            allowedOrigins=["*"],
-            allowNullOrigin=True,
-        )
+
+
+def _unavailable() -> Refused:
+    return Refused("unavailable", 503, {"Retry-After": "1"})

@@ -9,8 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import LogEvent, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.channels.channel import Channel, Reply, Stop, error, ok
 from flowtx.channels.callbacks import STOP_TIMEOUT
+from flowtx.channels.channel import Channel, Reply, Stop, error, ok
 from flowtx.errors import InvalidPayload, Unavailable
 from flowtx.protocol.message import Broadcast
 from tests.channels.scripted import Client, Server, closing, crashed, reply, unmatched

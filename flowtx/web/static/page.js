@@ -48,6 +48,13 @@ function claims(token){
   }
 }
 
+// A button that is really disabled would lose the focus, and a keyboard its place.
+function allow(button, allowed){ button.setAttribute("aria-disabled", String(!allowed)) }
+
+function onAllowedClick(button, handle){
+  button.addEventListener("click", () => { if(button.getAttribute("aria-disabled") !== "true"){ handle() } })
+}
+
 function announce(text){ at("announcer").textContent = text }
 
 // --- the token: from the fragment, else from what this tab was given before a reload ---------------
@@ -189,9 +196,9 @@ class Inbox {
     }
     const button = entry.button = element("button", "button", "Mark read")
     button.type = "button"
-    button.disabled = !this.enabled
-    button.setAttribute("aria-label", `Mark number ${entry.seq} as read`)
-    button.addEventListener("click", () => this.markRead({ids: [entry.id]}, button))
+    allow(button, this.enabled)
+    button.setAttribute("aria-label", `Mark read: number ${entry.seq}`)
+    onAllowedClick(button, () => this.markRead({ids: [entry.id]}, button))
     entry.side.replaceChildren(button)
   }
 
@@ -215,7 +222,7 @@ class Inbox {
   enable(enabled){
     this.enabled = enabled
     for(const entry of this.entries.values()){
-      if(entry.button){ entry.button.disabled = !enabled }
+      if(entry.button){ allow(entry.button, enabled) }
     }
     this.refresh()
   }
@@ -223,7 +230,7 @@ class Inbox {
   refresh(){
     const unread = this.unread
     at("unread").textContent = unread.toLocaleString()
-    at("mark-all").disabled = !this.enabled || unread === 0
+    allow(at("mark-all"), this.enabled && unread > 0)
     at("empty").hidden = this.entries.size > 0
     at("truncated").hidden = this.hidden === 0
     at("truncated").textContent = `${this.hidden.toLocaleString()} older unread ones are not shown.`
@@ -248,8 +255,8 @@ class Inbox {
 
 // One colour for each family of types: deal.won and deal.lost have the same.
 function tone(type){
-  let sum = 5381
-  for(const character of type.split(".")[0]){ sum = (sum * 37 + character.codePointAt(0)) % 1_000_003 }
+  let sum = 17
+  for(const character of type.split(".")[0]){ sum = (sum * 131 + character.codePointAt(0)) % 1_000_003 }
   return sum % 5
 }
 
@@ -429,11 +436,10 @@ class Connection {
   }
 
   markRead(marks, button){
-    button.disabled = true
-    const again = () => { button.disabled = !this.inbox.enabled }
+    allow(button, false)
     const failed = reason => {
       if(!this.live){ return }
-      again()
+      allow(button, this.inbox.enabled)
       showNotice({title: "Not marked as read", text: `The server said: ${reason}. Try once more.`})
     }
     this.channel.push("mark_read", marks)
@@ -698,10 +704,7 @@ function begin(){
 const page = {connection: null, userName: null}
 const inbox = new Inbox((marks, button) => page.connection?.markRead(marks, button))
 
-at("mark-all").addEventListener("click", event => {
-  at("inbox-title").focus()
-  page.connection?.markRead({up_to_seq: inbox.lastSeq}, event.currentTarget)
-})
+onAllowedClick(at("mark-all"), () => page.connection?.markRead({up_to_seq: inbox.lastSeq}, at("mark-all")))
 at("gate-form").addEventListener("submit", submitGate)
 at("notice-retry").addEventListener("click", begin)
 at("notice-other").addEventListener("click", otherToken)
