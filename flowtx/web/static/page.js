@@ -501,16 +501,14 @@ class Connection {
     this.stop()
     setState("refused", "Refused")
     const over = this.claims.exp * SECOND - Date.now()
-    const notice = {
+    showNotice({
       title: "Refused",
       text: over < 0
         ? `The server did not let this token in: it expired ${relative(over)}.`
-        : "The server did not let this token in: it may have expired.",
+        : `The server did not let this token in: it may have expired. Or nothing listens at ${this.url}.`,
       command: `flowtx token ${this.claims.sub}`,
       ways: this.joinedOnce,
-    }
-    if(!ownHost(this.url)){ notice.text += ` Or there is no flowtx at ${this.url}.` }
-    showNotice(notice)
+    })
     if(!this.joinedOnce){ showGate() }
   }
 
@@ -535,12 +533,6 @@ async function serverIsUp(){
   } catch {
     return false
   }
-}
-
-function ownHost(url){
-  const loopback = ["localhost", "127.0.0.1", "[::1]"]
-  const {hostname} = new URL(url)
-  return hostname === location.hostname || (loopback.includes(hostname) && loopback.includes(location.hostname))
 }
 
 // --- the page ----------------------------------------------------------------------------------------
