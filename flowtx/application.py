@@ -10,7 +10,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 
-from flowtx.auth import TokenVerifier, key_source
+from flowtx.auth import KeySource, TokenVerifier, key_source
 from flowtx.channels.router import Router
 from flowtx.config import CLAIMS, HMAC_ALGORITHMS, Settings
 from flowtx.data_dir import DataDir
@@ -43,6 +43,17 @@ class Step(Service):
     def startService(self) -> Deferred[Any]:
         super().startService()
         return Deferred.fromCoroutine(self._work())
+
+
+class Keys(Service):
+    """Holds what verifies tokens; what it fetches is given up when it stops."""
+
+    def __init__(self, source: KeySource) -> None:
+        self.source = source
+
+    def stopService(self) -> None:
+        super().stopService()
+        self.source.stop()
 
 
 class Flow(OrderedMultiService):
@@ -95,7 +106,9 @@ class Flow(OrderedMultiService):
         secret = None
         if HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms):
             secret = data_dir.secret(settings.secret_file)
-        verifier = TokenVerifier(settings, key_source(settings, secret, reactor=reactor))
+        keys = Keys(key_source(settings, secret, reactor=reactor))
+        keys.setServiceParent(self)
+        verifier = TokenVerifier(settings, keys.source)
         api_key = data_dir.api_key()
 
         url = settings.database

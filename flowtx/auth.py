@@ -246,7 +246,7 @@ def _read(part: str) -> dict[str, object]:
         value = json.loads(
             text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int, parse_float=_float
         )
-    except (ValueError, RecursionError):
+    except ValueError:
         _refuse()
     if not isinstance(value, dict):
         _refuse()

@@ -206,8 +206,20 @@ def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]])
         except Exception as error:
             outcome.append(error)
 
+    def start(reactor: Any) -> Deferred[None]:
+        running = Deferred.fromCoroutine(run(reactor))
+        ended: Deferred[None] = Deferred()
+
+        def interrupt() -> Deferred[None]:
+            running.cancel()
+            return ended
+
+        # Else the reactor would not wait for what has started to be stopped.
+        reactor.addSystemEventTrigger("before", "shutdown", interrupt)
+        return running.addBoth(ended.callback)
+
     with suppress(SystemExit):
-        react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
+        react(start)
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]

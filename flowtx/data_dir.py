@@ -21,7 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
+from twisted.logger import Logger
+
 from flowtx.errors import DataDirInUse, StartupError
+
+_log = Logger()
 
 #: In bytes.
 MIN_SECRET: Final = 32
@@ -232,9 +236,12 @@ def _read_private(path: Path, name: str) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise StartupError(f"{name}: {str(path)!r} is not a file")
         if status.st_mode & 0o077:
-            raise StartupError(
-                f"{name}: {str(path)!r} can be read by others "
-                f"(mode {stat.S_IMODE(status.st_mode):04o}); chmod 600 puts that right"
+            # Not refused: containers mount their secrets so, in a place that nobody else reaches.
+            _log.warn(
+                "{name}: {path} can be read by others (mode {mode}); chmod 600 puts that right",
+                name=name,
+                path=str(path),
+                mode=f"{stat.S_IMODE(status.st_mode):04o}",
             )
         text = file.read(MAX_SECRET + 1)
     if len(text) > MAX_SECRET:

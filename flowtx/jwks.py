@@ -10,13 +10,11 @@ it, or after the minute where a token had it fetched before; one that is gone is
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Collection
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, cast
 
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
@@ -30,7 +28,7 @@ from twisted.web.iweb import IAgentEndpointFactory, IResponse
 from zope.interface import implementer
 
 from flowtx.errors import FlowtxError, Refused, StartupError
-from flowtx.keys import PublicKey, VerifyingKey, algorithms_of
+from flowtx.keys import KeySet, VerifyingKey, parse_jwks
 
 #: All in seconds.
 FETCH_TIMEOUT: Final = 3.0
@@ -41,79 +39,9 @@ LOOK_INTERVAL: Final = 1.0
 #: The largest JWKS, in bytes.
 MAX_SIZE: Final = 262_144
 
-_LOADERS: Final[Mapping[object, Callable[[dict[str, Any]], object]]] = {
-    "RSA": RSAAlgorithm.from_jwk,
-    "EC": ECAlgorithm.from_jwk,
-    "OKP": OKPAlgorithm.from_jwk,
-}
-
-
-class KeySet(NamedTuple):
-    """The keys of a JWKS that can be used.
-
-    Attributes:
-        keys: all of them.
-        by_kid: those that have a name; of two with the same name the first.
-        private: how many were left out because their private half is there too.
-    """
-
-    keys: list[VerifyingKey]
-    by_kid: dict[str, VerifyingKey]
-    private: int
-
-    def find(self, kid: str | None) -> VerifyingKey | None:
-        """Look up a key; without a name there is an answer only where there is no choice."""
-        if kid is not None:
-            return self.by_kid.get(kid)
-        return self.keys[0] if len(self.keys) == 1 else None
-
 
 class _FetchFailed(FlowtxError):  # noqa: N818
     """A JWKS could not be had; the text says why, for the log."""
-
-
-def parse_jwks(text: bytes, algorithms: Collection[str]) -> KeySet:
-    """Read a JWKS, leaving out what cannot verify a token signed with one of ``algorithms``.
-
-    Raises:
-        ValueError: it is not a JWKS.
-    """
-    try:
-        document = json.loads(text.decode())
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    entries = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise ValueError("not an object with a list named keys")  # noqa: TRY004 - a matter of its content
-    found = KeySet([], {}, sum(isinstance(entry, dict) and "d" in entry for entry in entries))
-    for entry in entries:
-        key = _usable(entry, algorithms)
-        if key is not None:
-            found.keys.append(key)
-            kid = entry.get("kid")
-            if isinstance(kid, str):
-                found.by_kid.setdefault(kid, key)
-    return found
-
-
-def _usable(entry: object, algorithms: Collection[str]) -> VerifyingKey | None:
-    # A key with "d" is a private one, and whoever can read it can sign.
-    if not isinstance(entry, dict) or "d" in entry or entry.get("use", "sig") != "sig":
-        return None
-    operations = entry.get("key_ops", ["verify"])
-    kind = entry.get("kty")
-    # Shared secrets ("oct") have no loader: they are never taken out of a JWKS.
-    loader = _LOADERS.get(kind) if isinstance(kind, str) else None
-    if loader is None or not isinstance(operations, list) or "verify" not in operations:
-        return None
-    try:
-        material = loader(entry)
-    except Exception:  # noqa: BLE001, RUF100 - its members may be of any type, and PyJWT checks few of them
-        return None
-    fitting = algorithms_of(material) & frozenset(algorithms)
-    if "alg" in entry:
-        fitting &= {entry["alg"]} if isinstance(entry["alg"], str) else frozenset()
-    return VerifyingKey(cast("PublicKey", material), fitting) if fitting else None
 
 
 class JwksFile:
@@ -219,7 +147,7 @@ class JwksUrl:
         """
         now = self._reactor.seconds()
         stale = self._keys is None or now - self._fetched_at >= MAX_AGE or self._keys.find(kid) is None
-        if stale and (self._fetch is not None or now >= self._next_fetch):
+        if stale and now >= self._next_fetch:
             await self._fetched()
         key = None if self._keys is None else self._keys.find(kid)
         if key is not None:

@@ -1,18 +1,20 @@
-"""Keys that tokens are verified with: a shared secret, or a public key out of a PEM file."""
+"""Keys that tokens are verified with: a shared secret, or public keys out of a PEM file or a JWKS."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from twisted.logger import Logger
 
 from flowtx.data_dir import check_secret
@@ -29,8 +31,13 @@ _RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 #: The shortest secrets, in bytes (RFC 7518, section 3.2).
 _LENGTHS: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
-#: How a public key begins in its usual forms: PEM, OpenSSH and JWK.
-_PUBLIC_FORMS: Final = (b"-----BEGIN", b"ssh-", b"ecdsa-sha2-", b"sk-", b"{", b"[")
+#: What gives a public key away in its usual forms: PEM, OpenSSH and JWK.
+_PUBLIC_FORM: Final = re.compile(rb'-----BEGIN |\A(?:sk-)?(?:ssh|ecdsa)-[a-z0-9]+|"kty"')
+_LOADERS: Final[Mapping[object, Callable[[dict[str, Any]], object]]] = {
+    "RSA": RSAAlgorithm.from_jwk,
+    "EC": ECAlgorithm.from_jwk,
+    "OKP": OKPAlgorithm.from_jwk,
+}
 
 
 class VerifyingKey(NamedTuple):
@@ -38,6 +45,26 @@ class VerifyingKey(NamedTuple):
 
     material: bytes | PublicKey
     algorithms: frozenset[str]
+
+
+class KeySet(NamedTuple):
+    """The keys of a JWKS that can be used.
+
+    Attributes:
+        keys: all of them.
+        by_kid: those that have a name; of two with the same name the first.
+        private: how many were left out because their private half is there too.
+    """
+
+    keys: list[VerifyingKey]
+    by_kid: dict[str, VerifyingKey]
+    private: int
+
+    def find(self, kid: str | None) -> VerifyingKey | None:
+        """Look up a key; without a name there is an answer only where there is no choice."""
+        if kid is not None:
+            return self.by_kid.get(kid)
+        return self.keys[0] if len(self.keys) == 1 else None
 
 
 class KeySource(Protocol):
@@ -102,7 +129,7 @@ def secret_key(secret: bytes, algorithms: Collection[str]) -> VerifyingKey:
         StartupError: it is weak, too short for all of ``algorithms``, or a public key.
     """
     check_secret(secret, "--secret-file")
-    if secret.startswith(_PUBLIC_FORMS):
+    if _PUBLIC_FORM.search(secret):
         raise StartupError("--secret-file: got the form of a public key; it takes random text")
     signing_algorithm(algorithms, secret)  # or refuse
     usable = frozenset(name for name in algorithms if len(secret) >= _LENGTHS[name])
@@ -151,3 +178,47 @@ def pem_key(file: str, algorithms: Collection[str]) -> VerifyingKey:
             f"the key in {file!r} takes {', '.join(sorted(fitting))}"
         )
     return VerifyingKey(cast("PublicKey", key), fitting & frozenset(algorithms))
+
+
+def parse_jwks(text: bytes, algorithms: Collection[str]) -> KeySet:
+    """Read a JWKS, leaving out what cannot verify a token signed with one of ``algorithms``.
+
+    Raises:
+        ValueError: it is not a JWKS.
+    """
+    try:
+        document = json.loads(text.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    entries = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError("not an object with a list named keys")  # noqa: TRY004 - a matter of its content
+    found = KeySet([], {}, sum(isinstance(entry, dict) and "d" in entry for entry in entries))
+    for entry in entries:
+        key = _usable(entry, algorithms)
+        if key is not None:
+            found.keys.append(key)
+            kid = entry.get("kid")
+            if isinstance(kid, str):
+                found.by_kid.setdefault(kid, key)
+    return found
+
+
+def _usable(entry: object, algorithms: Collection[str]) -> VerifyingKey | None:
+    # A key with "d" is a private one, and whoever can read it can sign.
+    if not isinstance(entry, dict) or "d" in entry or entry.get("use", "sig") != "sig":
+        return None
+    operations = entry.get("key_ops", ["verify"])
+    kind = entry.get("kty")
+    # Shared secrets ("oct") have no loader: they are never taken out of a JWKS.
+    loader = _LOADERS.get(kind) if isinstance(kind, str) else None
+    if loader is None or not isinstance(operations, list) or "verify" not in operations:
+        return None
+    try:
+        material = loader(entry)
+    except Exception:  # noqa: BLE001, RUF100 - its members may be of any type, and PyJWT checks few of them
+        return None
+    fitting = algorithms_of(material) & frozenset(algorithms)
+    if "alg" in entry:
+        fitting &= {entry["alg"]} if isinstance(entry["alg"], str) else frozenset()
+    return VerifyingKey(cast("PublicKey", material), fitting) if fitting else None

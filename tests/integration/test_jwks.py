@@ -472,6 +472,8 @@ async def test_stopping_ends_a_fetch(plain: World) -> None:
         await waiting
     assert caught.value.status == 503
     await gone(plain.server)
+    plain.server.say(jwks(OLD))
+    plain.reactor.ahead += 1000
     assert await plain.refused(signed(kid="old")) == UNAVAILABLE
     assert plain.server.ever == 1
 
