@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import psycopg2
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = parsed.run(parsed)
         sys.stdout.flush()
-    except (FlowtxError, psycopg2.Error) as error:
+    except FlowtxError as error:
         return _failed(str(error).splitlines()[0])
     except (CancelledError, KeyboardInterrupt):
         return _failed("interrupted")

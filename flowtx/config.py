@@ -288,42 +288,31 @@ def _check_relations(settings: Settings) -> None:
     for algorithm in settings.jwt_algorithms:
         if algorithm not in known:
             raise ConfigError(f"--jwt-algorithms: got {algorithm!r}; it takes {', '.join(sorted(known))}")
+    algorithms = ", ".join(settings.jwt_algorithms)
     hmac = HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms)
     if not hmac and not PUBLIC_KEY_ALGORITHMS.issuperset(settings.jwt_algorithms):
-        raise ConfigError(
-            f"--jwt-algorithms: got {', '.join(settings.jwt_algorithms)}; shared secrets (HS…) and public "
-            "keys (RS…, PS…, ES…, EdDSA) cannot be mixed"
-        )
+        mixed = "shared secrets (HS…) and public keys (RS…, PS…, ES…, EdDSA) cannot be mixed"
+        raise ConfigError(f"--jwt-algorithms: got {algorithms}; {mixed}")
     keys = [name for name in ("jwt-key-file", "jwt-jwks") if getattr(settings, name.replace("-", "_"))]
     if hmac and keys:
-        raise ConfigError(
-            f"--{keys[0]}: holds public keys, but --jwt-algorithms is {', '.join(settings.jwt_algorithms)}; "
-            "give RS256 or another public-key algorithm"
-        )
+        other = "give RS256 or another public-key algorithm"
+        raise ConfigError(f"--{keys[0]}: holds public keys, but --jwt-algorithms is {algorithms}; {other}")
     if not hmac and len(keys) != 1:
-        raise ConfigError(
-            f"--jwt-algorithms: {', '.join(settings.jwt_algorithms)} needs one of --jwt-key-file and "
-            f"--jwt-jwks, got {len(keys)} of them"
-        )
+        needed = f"one of --jwt-key-file and --jwt-jwks, got {len(keys)} of them"
+        raise ConfigError(f"--jwt-algorithms: {algorithms} needs {needed}")
     if not hmac and settings.secret_file:
-        raise ConfigError(
-            f"--secret-file: is for HS… only, but --jwt-algorithms is {', '.join(settings.jwt_algorithms)}"
-        )
+        raise ConfigError(f"--secret-file: is for HS… only, but --jwt-algorithms is {algorithms}")
     for endpoint in settings.listen:
         _check_endpoint("listen", endpoint)
     _check_endpoint("admin", settings.admin)
     if settings.check_origin and "false" in settings.check_origin and settings.origins_checked:
-        raise ConfigError(
-            f"--check-origin: got {', '.join(settings.check_origin)!r:.80}; "
-            "it takes either false or a list of origins"
-        )
+        got = ", ".join(settings.check_origin)
+        raise ConfigError(f"--check-origin: got {got!r:.80}; it takes either false or a list of origins")
     if settings.database and not settings.database.startswith(("postgresql://", "postgres://")):
         raise ConfigError("--database: got a value that is not shown; it takes a postgresql:// URL")
     if settings.users_query != CLAIMS and settings.users_query.count("%s") != 1:
-        raise ConfigError(
-            f"--users-query: got {settings.users_query[:60]!r}; it takes SQL with exactly one %s, "
-            f"or the word {CLAIMS}"
-        )
+        got = f"{settings.users_query[:60]!r}"
+        raise ConfigError(f"--users-query: got {got}; it takes SQL with exactly one %s, or the word {CLAIMS}")
 
 
 def _check_endpoint(name: str, text: str) -> None:

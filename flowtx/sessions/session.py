@@ -14,8 +14,8 @@ from twisted.logger import Logger
 from flowtx.channels.socket import Socket
 from flowtx.errors import Refused
 from flowtx.interfaces import ISessionObserver, IUserDirectory, Principal, User
-from flowtx.protocol.close import DRAIN, SESSION_STOPPED, Close
 from flowtx.oneshot import OneShot
+from flowtx.protocol.close import DRAIN, SESSION_STOPPED, Close
 
 
 class State(Enum):

@@ -6,10 +6,11 @@ import re
 from importlib.resources import files
 from typing import NamedTuple
 
+import psycopg2
 from twisted.logger import Logger
 
 from flowtx.errors import SchemaError
-from flowtx.storage.postgres import Database, Transaction
+from flowtx.storage.postgres import Database, Transaction, first_line
 
 TIMEOUT = 600.0
 """Seconds that all migrations together may take."""
@@ -68,7 +69,10 @@ async def migrate(database: Database) -> int:
             )
         return newest
 
-    return await database.transaction(run, timeout=TIMEOUT)
+    try:
+        return await database.transaction(run, timeout=TIMEOUT)
+    except psycopg2.Error as error:
+        raise SchemaError(f"the schema flow cannot be made or upgraded: {first_line(error)}") from None
 
 
 async def _version(transaction: Transaction) -> int:

@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from flowtx.errors import Conflict, InvalidPayload
 from flowtx.interfaces import Backlog, INotificationStore, Notification, Pushed, ReadMarks
-from flowtx.storage.postgres import Database
+from flowtx.storage.postgres import Database, first_line
 
 CHANNEL: Final = "flow_inbox"
 """The channel on which a commit that added to an inbox sends a NOTIFY, without a payload."""
@@ -85,10 +85,10 @@ class PostgresNotificationStore:
                 [list(user_ids), type_, payload.decode(), idempotency_key],
             )
         except psycopg2.DataError as error:
-            raise InvalidPayload(_first_line(error)) from None
+            raise InvalidPayload(first_line(error)) from None
         except psycopg2.Error as error:
             if error.pgcode == _CONFLICT:
-                raise Conflict(_first_line(error)) from None
+                raise Conflict(first_line(error)) from None
             raise
         pushed = {row[0]: Pushed(*row) for row in rows}
         return [pushed[user_id] for user_id in dict.fromkeys(user_ids)]
@@ -129,7 +129,3 @@ def _notification(row: Sequence[Any]) -> Notification:
     notification_id, seq, type_, payload, inserted_at, read_at = row
     compact = msgspec.json.format(payload.encode(), indent=-1)
     return Notification(notification_id, seq, type_, msgspec.Raw(compact), inserted_at, read_at)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]

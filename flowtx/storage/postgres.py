@@ -26,9 +26,9 @@ from twisted.python.failure import Failure
 from flowtx.errors import StartupError, Unavailable, UnknownOutcome
 from flowtx.storage.link import LinkFactory, PostgresLink, Rows, connection_string
 from flowtx.storage.slot import Slot, SlotState
-from flowtx.storage.transaction import StatementTimeout, Transaction, execute
+from flowtx.storage.transaction import StatementTimeout, Transaction, execute, first_line
 
-__all__ = ["Database", "StatementTimeout", "Transaction"]
+__all__ = ["Database", "StatementTimeout", "Transaction", "first_line"]
 
 T = TypeVar("T")
 

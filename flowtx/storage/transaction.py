@@ -90,3 +90,8 @@ class Transaction:
     @property
     def _phase(self) -> Phase:
         return Phase.LOST if self._slot is None else self._slot.phase
+
+
+def first_line(error: BaseException) -> str:
+    """Take what the server says of an error, without the DETAIL, which holds values."""
+    return str(error).strip().split("\n", 1)[0]

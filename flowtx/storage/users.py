@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import psycopg2
 from zope.interface import implementer
 
 from flowtx.errors import StartupError, StorageError, Unavailable, UnknownOutcome
 from flowtx.interfaces import IUserDirectory, Principal, User
-from flowtx.storage.postgres import Database
+from flowtx.storage.postgres import Database, first_line
+
+_COLUMNS: Final = "id, name, email"
 
 
 @implementer(IUserDirectory)
@@ -27,30 +29,39 @@ class SqlUserDirectory:
         self._query = query
 
     async def load(self, principals: Sequence[Principal]) -> Mapping[str, User]:
-        rows = await self._ask([principal.user_id for principal in principals])
-        users = (_user(*row) for row in rows)
+        rows = await self._ask(self._query, [principal.user_id for principal in principals])
+        users = (_user(*row[:3]) for row in rows)
         return {user.id: user for user in users}
 
     async def check(self) -> None:
-        """Ask for a user that nobody is.
+        """Ask for nobody, to find out whether the query can be asked.
 
         Raises:
             StartupError: the query is not one that the database can answer with id, name, email.
         """
         try:
-            await self._ask([""])
+            await self._ask(self._query, [])
+            if await self._has_columns("id, name, email, more") or not await self._has_columns(_COLUMNS):
+                raise StartupError(f"--users-query: it must give the columns {_COLUMNS}, and no others")
         except (Unavailable, UnknownOutcome):
             raise
         except StorageError as error:
             raise StartupError(str(error)) from None
 
-    async def _ask(self, ids: list[str]) -> list[tuple[Any, ...]]:
+    async def _has_columns(self, names: str) -> bool:
+        """Whether there are at least as many columns as names; the server tells without a row."""
+        query = f"SELECT FROM ({self._query.strip().rstrip(';')}) AS u({names})"
         try:
-            rows = await self._database.query(self._query, [ids])
+            await self._database.query(query, [[]])
+        except psycopg2.ProgrammingError:
+            return False
+        return True
+
+    async def _ask(self, query: str, ids: list[str]) -> list[tuple[Any, ...]]:
+        try:
+            rows = await self._database.query(query, [ids])
         except (psycopg2.Error, ValueError, IndexError, TypeError) as error:
-            raise StorageError(f"--users-query: {str(error).splitlines()[0]}") from None
-        if rows and len(rows[0]) != 3:
-            raise StorageError(f"--users-query: it takes id, name, email; got {len(rows[0])} columns")
+            raise StorageError(f"--users-query: {first_line(error)}") from None
         return rows
 
 
@@ -70,8 +81,13 @@ class ClaimsUserDirectory:
 
 
 async def add_user(database: Database, user: User) -> None:
-    """Add a user to ``flow.users``, or change their name and e-mail."""
-    await database.query(
+    """Add a user to ``flow.users``, or change their name and e-mail.
+
+    Raises:
+        StorageError: the database cannot, or will not.
+    """
+    await _run(
+        database,
         "INSERT INTO flow.users (id, name, email) VALUES (%s, %s, %s) "
         "ON CONFLICT (id) DO UPDATE SET name = excluded.name, email = excluded.email",
         [user.id, user.name, user.email],
@@ -79,6 +95,13 @@ async def add_user(database: Database, user: User) -> None:
 
 
 async def list_users(database: Database) -> list[User]:
-    """List ``flow.users``, by id."""
-    rows = await database.query("SELECT id, name, email FROM flow.users ORDER BY id")
+    """List ``flow.users``, by id; see `add_user` for what it raises."""
+    rows = await _run(database, "SELECT id, name, email FROM flow.users ORDER BY id", [])
     return [User(*row) for row in rows]
+
+
+async def _run(database: Database, sql: str, parameters: list[object]) -> list[tuple[Any, ...]]:
+    try:
+        return await database.query(sql, parameters)
+    except (psycopg2.Error, ValueError) as error:
+        raise StorageError(f"flow.users: {first_line(error)}") from None

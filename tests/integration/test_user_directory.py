@@ -49,7 +49,8 @@ async def test_the_products_table_may_have_ids_that_are_numbers(database: Databa
 BAD_QUERIES = [
     ("SELECT nonsense FROM flow.users WHERE id = ANY(%s)", 'column "nonsense" does not exist'),
     ("nonsense %s", "syntax error"),
-    ("SELECT id FROM unnest(%s) id", "got 1 columns"),
+    ("SELECT id FROM unnest(%s::text[]) id;", "id, name, email"),
+    ("SELECT id, 1, 2, 3 FROM unnest(%s::text[]) id", "id, name, email"),
     ("SELECT id, name, email FROM flow.users WHERE id LIKE 'a%' AND id = ANY(%s)", "--users-query"),
 ]
 

@@ -1,0 +1,225 @@
+"""Autobahn's protocol with what it lacks once a connection is open: bounds, and an orderly end.
+
+Each guard is for a trap of Autobahn 26.10 that a real connection can fall into:
+
+- ``sendClose`` takes no close code of RFC 6455 but 1000.
+- A client that answers a close frame, or whose own is malformed, would be sent a reset, which may
+  overtake what was sent before.
+- Timers are rounded down to whole seconds: one second to answer a close frame may be none.
+- An exception would leave the connection open and deaf, or end it without a word.
+- What arrives of a frame that broke the protocol would be kept, whatever its length.
+- A message in endlessly many empty fragments would never reach a limit.
+- What is sent, answers to pings too, would pile up for a client that does not read.
+- Nagle's algorithm stays on, since the setting is read before it is there; and the kernel takes
+  megabytes for a client that does not read.
+- Log lines quote requests with their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from socket import SO_SNDBUF, SOL_SOCKET
+from struct import pack
+from typing import Any, ClassVar, Final, cast
+
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from flowtx.protocol.close import INTERNAL_ERROR, SLOW_CONSUMER, TOO_MANY_FRAGMENTS, Close
+from flowtx.protocol.message import Frame
+from flowtx.transports.outbox import Outbox
+
+MAX_FRAGMENTS: Final = 64
+SEND_BUFFER: Final = 65_536
+
+_TEXT: Final = 1
+_BINARY: Final = 2
+_CLOSE: Final = 8
+_PONG: Final = 10
+
+
+class _Silent:
+    """Takes the place of Autobahn's log."""
+
+    def debug(self, *_: object, **__: object) -> None: ...
+
+    info = warn = error = failure = trace = debug
+
+
+class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
+    """See the module.
+
+    Attributes:
+        close_timeout: seconds that a client has to answer a close frame, or to take what was
+            written before the connection is dropped.
+    """
+
+    close_timeout: ClassVar[float] = 1.0
+
+    log = _Silent()
+    _log = Logger()
+    _timer: IDelayedCall | None = None
+    _outbox: Outbox | None = None
+    _fragments = 0
+
+    @property
+    def address(self) -> str:
+        """The client's address, for people to read."""
+        return str(getattr(self.transport.getPeer(), "host", "unix"))
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        # A unix socket has no such things.
+        with suppress(AttributeError, OSError):
+            self.transport.setTcpNoDelay(True)
+            self.transport.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
+
+    # What comes in
+
+    def consumeData(self) -> None:
+        self.guard(super().consumeData)
+
+    def guard(self, call: Callable[..., None], *arguments: object) -> None:
+        """Answer for what goes wrong in a call: at this boundary nobody else does."""
+        try:
+            call(*arguments)
+        except Exception:
+            self._log.failure("Closing {address}: its data could not be handled", address=self.address)
+            self.broke_down()
+
+    def broke_down(self) -> None:
+        """End the connection after an exception."""
+        self.close(INTERNAL_ERROR)
+        # What follows would be read from the middle of a frame.
+        self.dropConnection()
+
+    def onMessageBegin(self, isBinary: bool) -> None:
+        self._fragments = 0
+        super().onMessageBegin(isBinary)
+
+    def onMessageFrameBegin(self, length: int) -> None:
+        self._fragments += 1
+        if self._fragments > MAX_FRAGMENTS:
+            self._fail_connection(*TOO_MANY_FRAGMENTS)
+        super().onMessageFrameBegin(length)
+
+    def onFrameData(self, payload: bytes) -> bool | None:
+        frame = self.current_frame
+        # While closing, only the client's own close frame is waited for.
+        if self.state != self.STATE_OPEN and (frame.opcode != _CLOSE or frame.length > 125):
+            return None
+        return cast("bool | None", super().onFrameData(payload))
+
+    def onPing(self, payload: bytes) -> None:
+        if self._outbox is not None and self.state == self.STATE_OPEN:
+            self._outbox.send_pong(_framed(_PONG, payload))
+
+    # What goes out
+
+    def open_outbox(self, limit: int) -> None:
+        """Begin to send, with at most ``limit`` bytes that wait."""
+        self._outbox = Outbox(self.transport.write, limit, self._overflowed)
+        self.transport.registerProducer(self._outbox, True)
+
+    def send(self, frame: Frame) -> None:
+        """Send, or queue within the limit; without effect once closed."""
+        if self._outbox is not None and self.state == self.STATE_OPEN:
+            self._outbox.send(_framed(_BINARY if frame.binary else _TEXT, frame.payload))
+
+    def _overflowed(self) -> None:
+        self._log.warn("Closing {address}: {code} {reason}", address=self.address, **SLOW_CONSUMER._asdict())
+        self.close(SLOW_CONSUMER)
+
+    # The end
+
+    def close(self, close: Close) -> None:
+        """Close with a code and a reason; what still waits to be sent is given up."""
+        self.sendCloseFrame(close.code, close.reason.encode())
+
+    def sendCloseFrame(
+        self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
+    ) -> None:
+        if self.state != self.STATE_OPEN:
+            return
+        if self._outbox is not None:
+            self._outbox.stopProducing()
+        super().sendCloseFrame(code, reasonUtf8, isReply)
+        # The answer is wanted even where nothing more was to be read.
+        self.transport.resumeProducing()
+        self.wait(self.close_timeout, self._abort)
+
+    def _fail_connection(self, code: int, reason: str) -> None:
+        # A second fault would drop the connection while the first one's close frame is on its way.
+        if self.state == self.STATE_OPEN:
+            self._log.info(
+                "Closing {address}: {code} {reason}", address=self.address, code=code, reason=reason
+            )
+            super()._fail_connection(code, reason)
+
+    def dropConnection(self, abort: bool = False) -> None:  # noqa: ARG002
+        if self.state == self.STATE_CLOSED:
+            return
+        # Never at once: what was written would be lost with it.
+        super().dropConnection(abort=False)
+        # A client that does not read, or holds a TLS connection open, is not waited for.
+        self.wait(self.close_timeout, self._abort)
+
+    def _abort(self) -> None:
+        self.transport.abortConnection()
+
+    def wait(self, seconds: float, call: Callable[[], None]) -> None:
+        """Make ``call`` later, in the place of what was waited for before."""
+        self.stop_waiting()
+        self._timer = self.factory.clock.callLater(seconds, call)
+
+    def stop_waiting(self) -> None:
+        """Undo `wait`."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:  # noqa: ARG002
+        self.stop_waiting()
+        self._outbox = None
+
+
+class GuardedFactory(WebSocketServerFactory):  # type: ignore[misc]
+    """Makes such protocols.
+
+    Args:
+        max_size: bytes of a frame, and of a message.
+        reactor: the reactor.
+    """
+
+    protocol = GuardedProtocol
+    noisy = False
+
+    def __init__(self, max_size: int, *, reactor: Any) -> None:
+        super().__init__(server="", reactor=reactor)
+        self.clock = reactor
+        self.setProtocolOptions(
+            versions=[13],
+            webStatus=False,
+            maxFramePayloadSize=max_size,
+            maxMessagePayloadSize=max_size,
+            failByDrop=False,
+            echoCloseCodeReason=True,
+            # The timers of `GuardedProtocol` take their place.
+            openHandshakeTimeout=0,
+            closeHandshakeTimeout=0,
+            # Origins are checked by `flowtx.transports.handshake`.
+            allowedOrigins=["*"],
+            allowNullOrigin=True,
+        )
+
+
+def _framed(opcode: int, payload: bytes) -> bytes:
+    """Write a frame as a server does: whole and not masked (RFC 6455, section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return pack("!BB", 0x80 | opcode, size) + payload
+    if size < 65_536:
+        return pack("!BBH", 0x80 | opcode, 126, size) + payload
+    return pack("!BBQ", 0x80 | opcode, 127, size) + payload
