@@ -29,6 +29,12 @@ USERS: Final = (
 )
 TOKEN_LIFETIME: Final = 3_600.0
 
+_CURL: Final = (
+    'curl -X POST {admin}/api/notifications -H "Authorization: Bearer $(cat {key})" '
+    '-H "Content-Type: application/json" '
+    """-d '{{"user_ids": ["{user}"], "type": "deal.won", "payload": {{"title": "Acme signed"}}}}'"""
+)
+
 _TEXT: Final = """
 flowtx is running. Ctrl-C stops it, its database included.
 
@@ -40,9 +46,7 @@ flowtx is running. Ctrl-C stops it, its database included.
 
 Push a notification by HTTP:
 
-curl -X POST {admin}/api/notifications -H "Authorization: Bearer $(cat {key})" \\
-  -H "Content-Type: application/json" \\
-  -d '{{"user_ids": ["{user}"], "type": "deal.won", "payload": {{"title": "Acme signed", "amount": 12000}}}}'
+{curl}
 
 Or by SQL, in a transaction of your own:
 
@@ -88,10 +92,9 @@ class Demo(Service):
         return _TEXT.format(
             page=f"{admin}/#socket={client}&token={self._token(user)}",
             client=client,
-            admin=admin,
             user=user,
             token=self._token(user),
-            key=quote(str(self._key_file)),
+            curl=_CURL.format(admin=admin, key=quote(str(self._key_file)), user=user),
             psql=quote(which("psql") or str(postgres_programs() / "psql")),
             database=quote(self._flow.database_url),
         )

@@ -113,7 +113,7 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         return cast("bool | None", super().onFrameData(payload))
 
     def onPing(self, payload: bytes) -> None:
-        if self._outbox is not None and self.state == self.STATE_OPEN:
+        if self._outbox is not None:
             self._outbox.send_pong(_framed(_PONG, payload))
 
     # What goes out
@@ -125,7 +125,7 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def send(self, frame: Frame) -> None:
         """Send, or queue within the limit; without effect once closed."""
-        if self._outbox is not None and self.state == self.STATE_OPEN:
+        if self._outbox is not None:
             self._outbox.send(_framed(_BINARY if frame.binary else _TEXT, frame.payload))
 
     def _overflowed(self) -> None:
@@ -189,7 +189,7 @@ class GuardedFactory(WebSocketServerFactory):  # type: ignore[misc]
     """Makes such protocols.
 
     Args:
-        max_size: bytes of a frame, and of a message.
+        max_size: bytes of a message.
         reactor: the reactor.
     """
 
@@ -202,7 +202,6 @@ class GuardedFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.setProtocolOptions(
             versions=[13],
             webStatus=False,
-            maxFramePayloadSize=max_size,
             maxMessagePayloadSize=max_size,
             failByDrop=False,
             echoCloseCodeReason=True,

@@ -88,9 +88,11 @@ class FlowProtocol(GuardedProtocol):
         self.wait(self.head_timeout, self._handshake_timed_out)
 
     def _dataReceived(self, data: bytes) -> None:
-        if self.state == self.STATE_CONNECTING and self._deciding is not None:
+        if self.state == self.STATE_CLOSED:
+            return
+        if self._deciding is not None:
             self._hold(data)
-        elif self.state != self.STATE_CLOSED:
+        else:
             super()._dataReceived(data)
 
     def _hold(self, data: bytes) -> None:

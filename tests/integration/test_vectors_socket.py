@@ -90,7 +90,6 @@ class RecordedServer(Server):
             usual, heartbeat_timeout=how.heartbeat_timeout or usual.heartbeat_timeout
         )
         self.factory.maxMessagePayloadSize = how.max_frame_size or usual.max_frame_size
-        self.factory.maxFramePayloadSize = self.factory.maxMessagePayloadSize
         try:
             client = await self.connect()
             version = "" if how.vsn is None else f"&vsn={how.vsn}"

@@ -145,12 +145,12 @@ async def test_what_comes_after_the_servers_close_frame_is_not_handled() -> None
         assert (await client.frame()).code == 1001
         socket = server.protocols[0]._socket
         assert socket is not None
-        client.text(JOIN)
-        client.send(frame(PING))
+        client.send(frame(TEXT, JOIN.encode()) * 20 + frame(PING))
         client.send(close_frame(1001))
         assert await client.ended() == "fin"
         assert client.received == b""
         assert socket.topics == ()
+        assert not server.lines("malformed")
 
 
 @pytest_twisted.ensureDeferred

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import pytest_twisted
 from autobahn.twisted.websocket import WebSocketServerProtocol
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from flowtx.channels.channel import Channel, ok
+from flowtx.channels.router import Router
 from flowtx.transports.guards import MAX_FRAGMENTS
 from flowtx.transports.websocket import FlowProtocol
 from tests.integration.rawclient import (
@@ -183,6 +186,40 @@ async def test_pings_are_answered() -> None:
             client.send(frame(PING, payload))
             assert await client.frame() == (PONG, payload, True, 0)
         client.send(frame(PONG, b"never asked for"))
+        assert await server.is_alive(client)
+
+
+class Slow(Channel):
+    """Answers when it may."""
+
+    gate: Deferred[None]
+
+    async def handle_in(self, event: str, payload: Any) -> Any:
+        waiting: Deferred[None] = Deferred()
+        Slow.gate.addCallback(lambda _: waiting.callback(None))
+        await waiting
+        return ok(payload)
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_more_is_read_than_can_be_handled() -> None:
+    Slow.gate = Deferred()
+    async with Server(router=Router().channel("room:*", Slow)) as server:
+        client = await server.open(join=True)
+        [protocol] = server.protocols
+        sent = 0
+        while protocol.transport in reactor.getReaders():
+            client.text(f'["1","{sent}","room:1","echo",{sent}]')
+            sent += 1
+            await deferLater(reactor, 0)
+        assert 60 < sent < 500
+        client.text(f'["1","{sent}","room:1","echo",{sent}]')
+        await deferLater(reactor, 0.05)
+        assert protocol.transport not in reactor.getReaders()
+        Slow.gate.callback(None)
+        for number in range(sent + 1):
+            reply = f'["1","{number}","room:1","phx_reply",{{"response":{number},"status":"ok"}}]'
+            assert (await client.frame()).payload.decode() == reply
         assert await server.is_alive(client)
 
 
