@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Coroutine
 from socket import gethostname
 from typing import Any
@@ -28,7 +27,7 @@ from flowtx.storage.migrations import migrate
 from flowtx.storage.notifications import CHANNEL, PostgresNotificationStore
 from flowtx.storage.postgres import Database
 from flowtx.storage.users import ClaimsUserDirectory, SqlUserDirectory
-from flowtx.transports.handshake import OriginRule
+from flowtx.transports.origin import origin_rule
 from flowtx.transports.websocket import FlowFactory
 from flowtx.web.api import Api
 from flowtx.web.site import AdminSite, pages
@@ -172,19 +171,3 @@ def user_directory(settings: Settings, database: Database) -> IUserDirectory:
     if settings.users_query == CLAIMS:
         return ClaimsUserDirectory()
     return SqlUserDirectory(database, settings.users_query)
-
-
-def origin_rule(settings: Settings) -> OriginRule | None:
-    """Make the rule that the settings give for origins; None to let all of them in."""
-    if not settings.origins_checked:
-        return None
-    return OriginRule(settings.check_origin, [listened_host(endpoint) for endpoint in settings.listen])
-
-
-def listened_host(endpoint: str) -> str:
-    """Find the host in the description of an endpoint; empty for all of the machine's."""
-    for part in re.split(r"(?<!\\):", endpoint):
-        name, _, value = part.partition("=")
-        if name == "interface":
-            return value.replace("\\:", ":")
-    return ""

@@ -29,6 +29,7 @@ from flowtx.storage.embedded import EmbeddedPostgres, embedded_url
 from flowtx.storage.migrations import migrate
 from flowtx.storage.postgres import Database
 from flowtx.storage.users import add_user, list_users
+from flowtx.transports.origin import origin_rule
 
 T = TypeVar("T")
 
@@ -147,7 +148,9 @@ def _token(parsed: Any) -> int:
 
 
 def _check_config(parsed: Any) -> int:
-    print(f"good: {_settings(parsed)}")
+    settings = _settings(parsed)
+    origin_rule(settings)
+    print(f"good: {settings}")
     return 0
 
 

@@ -36,7 +36,8 @@ from flowtx.interfaces import IPubSub, ITransport, Principal
 from flowtx.protocol.serializer import Serializer
 from flowtx.sessions.service import Claim, SessionService
 from flowtx.transports.guards import GuardedFactory, GuardedProtocol
-from flowtx.transports.handshake import OriginRule, Request, accept, check_head, refusal
+from flowtx.transports.handshake import Request, accept, check_head, refusal
+from flowtx.transports.origin import OriginRule
 
 MAX_HEAD: Final = 16_384
 MAX_HELD: Final = 65_536

@@ -15,7 +15,7 @@ from flowtx.interfaces import Principal, User
 from flowtx.protocol.close import DISCONNECT
 from flowtx.protocol.message import Frame
 from flowtx.storage.memory import MemoryUserDirectory
-from flowtx.transports.handshake import OriginRule
+from flowtx.transports.origin import OriginRule
 from tests.conformance.application import make_router
 from tests.conformance.driver import Case, Closed, Connect, Pong, Received, Request, load_cases, run_case
 from tests.integration.rawclient import BINARY, CLOSE, PONG, TEXT, RawClient, frame, request

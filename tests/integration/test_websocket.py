@@ -16,7 +16,7 @@ from flowtx.errors import Refused, Unavailable
 from flowtx.interfaces import Principal, User
 from flowtx.storage.memory import MemoryUserDirectory
 from flowtx.transports.guards import SEND_BUFFER
-from flowtx.transports.handshake import OriginRule
+from flowtx.transports.origin import OriginRule
 from tests.integration.rawclient import ACCEPT, TEXT, Response, frame, request
 from tests.integration.websocket_server import (
     HEARTBEAT,

@@ -28,7 +28,7 @@ from flowtx.listening import Listening
 from flowtx.pubsub.memory import MemoryPubSub
 from flowtx.sessions.service import SessionService
 from flowtx.storage.memory import MemoryUserDirectory
-from flowtx.transports.handshake import OriginRule
+from flowtx.transports.origin import OriginRule
 from flowtx.transports.websocket import FlowFactory, FlowProtocol
 from tests.integration.rawclient import PATIENCE, RawClient, Response, connect, request
 

@@ -14,12 +14,12 @@ from flowtx.transports.handshake import (
     MAX_HEADER_LINES,
     MAX_SUBPROTOCOLS,
     Accepted,
-    OriginRule,
     Request,
     accept,
     check_head,
     refusal,
 )
+from flowtx.transports.origin import OriginRule
 
 PATH = "/socket/websocket"
 TOKEN = "eyJhbGciOiJIUzUxMiJ9.eyJzdWIiOiJ1In0.c2ln"
