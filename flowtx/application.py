@@ -16,17 +16,24 @@ from flowtx.data_dir import DataDir
 from flowtx.demo import Demo
 from flowtx.interfaces import IUserDirectory
 from flowtx.listening import Listening
+from flowtx.metrics import Metrics
 from flowtx.notifications.service import NotificationService
 from flowtx.notifications.user_channel import UserChannel
 from flowtx.pubsub.memory import MemoryPubSub
 from flowtx.service import OrderedMultiService
+from flowtx.sessions.directory import BatchedRevocations, BatchedUserDirectory
+from flowtx.sessions.history import MAX_QUEUED, History
 from flowtx.sessions.service import SessionService
+from flowtx.sessions.session import Limits
 from flowtx.storage.embedded import EmbeddedPostgres
 from flowtx.storage.listener import Listener
 from flowtx.storage.migrations import migrate
 from flowtx.storage.notifications import CHANNEL, PostgresNotificationStore
 from flowtx.storage.postgres import Database
+from flowtx.storage.revocations import PostgresRevocations
+from flowtx.storage.sessions import PostgresHistoryStore
 from flowtx.storage.users import ClaimsUserDirectory, SqlUserDirectory
+from flowtx.transports.admission import Admission
 from flowtx.transports.origin import origin_rule
 from flowtx.transports.websocket import FlowFactory
 from flowtx.web.api import Api
@@ -122,15 +129,49 @@ class Flow(OrderedMultiService):
         directory = user_directory(settings, database)
         if isinstance(directory, SqlUserDirectory):
             Step(directory.check).setServiceParent(self)
+            directory = BatchedUserDirectory(directory, clock=reactor)
+        metrics = Metrics()
         pubsub = MemoryPubSub()
-        notifications = NotificationService(PostgresNotificationStore(database), pubsub)
+        notifications = NotificationService(PostgresNotificationStore(database), pubsub, metrics)
         notifications.setServiceParent(self)
         listener = Listener(url, CHANNEL, notifications.wake, reactor=reactor, application_name=name)
         listener.setServiceParent(self)
-        sessions = SessionService(directory, [], clock=reactor)
+        history = History(
+            PostgresHistoryStore(database),
+            node=gethostname(),
+            clock=reactor,
+            metrics=metrics,
+            max_queued=MAX_QUEUED + settings.max_sessions,  # all of which may end at once
+        )
+        history.setServiceParent(self)
+        revocations = PostgresRevocations(database, settings.jwt_max_lifetime)
+        sessions = SessionService(
+            directory,
+            [history],
+            pubsub=pubsub,
+            clock=reactor,
+            limits=Limits(settings.reconnect_window, settings.idle_timeout, settings.max_devices),
+            max_sessions=settings.max_sessions,
+            refuse_devices=settings.device_policy == "refuse",
+            revocations=BatchedRevocations(revocations, clock=reactor),
+            metrics=metrics,
+        )
         sessions.setServiceParent(self)
 
-        router = Router().channel("user:*", lambda: UserChannel(sessions, notifications))
+        metrics.sessions.set_function(lambda: len(sessions.namedServices))
+        metrics.outbox_bytes.set_function(
+            lambda: sum(
+                socket.transport.waiting_bytes
+                for _, session, _, _ in sessions.which_children()
+                for socket in session.sockets
+            )
+        )
+        admission = Admission(settings.handshake_rate, settings.handshake_concurrency)
+
+        def jitter_ms() -> int:
+            return admission.jitter_ms(len(sessions.namedServices))
+
+        router = Router().channel("user:*", lambda: UserChannel(sessions, notifications, jitter_ms))
         if self._own_router is not None:
             router.extend(self._own_router)
         factory = FlowFactory(
@@ -140,13 +181,19 @@ class Flow(OrderedMultiService):
             router=router,
             pubsub=pubsub,
             origins=origin_rule(settings),
+            admission=admission,
+            metrics=metrics,
             reactor=reactor,
         )
         clients = [Listening("listen", endpoint, factory, reactor=reactor) for endpoint in settings.listen]
         api = Api(
             notifications,
+            sessions,
+            pubsub=pubsub,
+            metrics=metrics,
+            clock=reactor,
             api_key=api_key,
-            is_ready=lambda: bool(self.running and sessions.running and database.ready),
+            is_ready=lambda: bool(self.running and sessions.healthy and database.ready),
             pages=pages(),
         )
         admin = Listening(
@@ -154,7 +201,7 @@ class Flow(OrderedMultiService):
         )
         for listening in (*clients, admin):
             listening.setServiceParent(self)
-        self.database_url, self.database = url, database
+        self.database_url, self.database, self.pubsub, self.metrics = url, database, pubsub, metrics
         self.sessions, self.notifications = sessions, notifications
         self.clients, self.admin = clients, admin
         if settings.demo:

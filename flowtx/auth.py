@@ -107,6 +107,7 @@ class TokenVerifier:
             user_id=user_id,
             expires_at=expires_at,
             token_id=_line(token_id),
+            issued_at=_instant(claims, "iat"),
             groups=_groups(claims.get("groups", [])),
             name=_line(claims.get("name")),
             email=_line(claims.get("email")),

@@ -23,6 +23,7 @@ class Principal(msgspec.Struct, frozen=True):
         groups: the claim ``groups``.
         name: the claim ``name``, or None.
         email: the claim ``email``, or None.
+        issued_at: the claim ``iat``, seconds since the epoch, or None.
     """
 
     user_id: str
@@ -31,6 +32,7 @@ class Principal(msgspec.Struct, frozen=True):
     groups: tuple[str, ...] = ()
     name: str | None = None
     email: str | None = None
+    issued_at: float | None = None
 
 
 class User(msgspec.Struct, frozen=True):
@@ -93,6 +95,34 @@ class ReadMarks(msgspec.Struct, frozen=True):
     all: bool = False
 
 
+class FinishedSession(msgspec.Struct, frozen=True):
+    """What is kept of a Session that has ended.
+
+    Attributes:
+        session_id: names it.
+        user_id: whose it was.
+        node: the node that it was on.
+        connected_at: when it began, seconds since the epoch.
+        ended_at: when it ended, seconds since the epoch.
+        duration_seconds: how long it lasted, by a clock that nobody sets.
+        reason: why it ended, one word.
+        connections: how many connections it had.
+        restarts: how many times it was restarted after a crash.
+        messages_received: how many messages its clients sent.
+    """
+
+    session_id: str
+    user_id: str
+    node: str
+    connected_at: float
+    ended_at: float
+    duration_seconds: float
+    reason: str
+    connections: int
+    restarts: int
+    messages_received: int
+
+
 class IUserDirectory(Interface):
     """Knows the users of the product."""
 
@@ -140,11 +170,47 @@ class INotificationStore(Interface):
         """
 
 
+class IRevocations(Interface):
+    """Keeps which tokens are revoked. Its methods fail with `flowtx.errors.StorageError`."""
+
+    def revoke(token_id: str | None = None, user_id: str | None = None) -> Awaitable[None]:
+        """Revoke one token by its ``jti``, or all that a user has now; fires once that is on disk.
+
+        Exactly one of the two is given. To do it again is no error; for a user, the later time counts.
+        Fails with `flowtx.errors.InvalidPayload` where it can be no token's ``jti`` or user's id.
+        """
+
+    def revoked(principals: Sequence[Principal]) -> Awaitable[frozenset[Principal]]:
+        """Fires with those of ``principals`` whose tokens are revoked.
+
+        A user's revocation hits the tokens whose ``iat`` is in the second of the revocation or
+        before it, and those without ``iat``: as ``iat`` counts whole seconds, a token made in the
+        rest of that second cannot be told from an older one, and is revoked too.
+        """
+
+
+class IHistoryStore(Interface):
+    """Keeps what there is to say of Sessions that have ended.
+
+    Its methods fail with `flowtx.errors.StorageError`.
+    """
+
+    def add(sessions: Sequence[FinishedSession]) -> Awaitable[None]:
+        """Keep them, all or none; one whose session_id is kept already stays as it is.
+
+        Fires once they are on disk. Fails with `flowtx.errors.InvalidPayload` where a value of one
+        of them cannot be kept, however often it is tried.
+        """
+
+    def latest(user_id: str, limit: int) -> Awaitable[Sequence[FinishedSession]]:
+        """Fires with the last ``limit`` of a user's, the one that began last first."""
+
+
 class ISessionObserver(Interface):
     """Is told of the life of Sessions."""
 
     def session_ready(session: Any) -> Awaitable[None]:
-        """Called when a Session's user is known, before any client is let in."""
+        """Called when a Session's user is known, before any client is let in; again after a restart."""
 
     def session_closing(session: Any) -> Awaitable[None]:
         """Called when a Session ends, after its last channel has ended."""
@@ -168,6 +234,7 @@ class ITransport(Interface):
 
     address = Attribute("The client's address, for people to read.")
     user_agent = Attribute("What the client calls itself, or an empty text.")
+    waiting_bytes = Attribute("How many bytes wait to be sent.")
 
     def send(frame: Frame) -> None:
         """Send, or queue within bounds; without effect once closed."""

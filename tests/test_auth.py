@@ -657,7 +657,7 @@ class MintTests(TestCase):
     def test_claims(self) -> None:
         more = {"groups": ["eu"], "name": "Alice", "jti": "j", "iss": "crm", "sub": "bob", "exp": 1}
         principal = self.accepted(self.mint(claims=more), hmac_verifier(jwt_issuer="crm"))
-        self.assertEqual(principal, Principal("alice", NOW + 60, "j", ("eu",), "Alice", None))
+        self.assertEqual(principal, Principal("alice", NOW + 60, "j", ("eu",), "Alice", None, NOW))
 
     def test_what_would_be_refused_is_not_made(self) -> None:
         self.one_line(InvalidPayload, "a\\nb", self.mint, user_id="a\nb")

@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 
 #: From the ground up. A part may import what lies in lower layers, and of its own layer what `BESIDE` has.
 LAYERS: Final = (
-    {"interfaces", "errors", "config", "metrics", "service", "oneshot"},
+    {"interfaces", "errors", "config", "settings", "metrics", "service", "oneshot"},
     {"protocol"},
     {"channels", "sessions", "presence", "pubsub", "notifications"},
     {
@@ -42,6 +42,7 @@ BESIDE: Final = {
     "interfaces": LAYERS[0],
     "errors": LAYERS[0],
     "config": LAYERS[0],
+    "settings": LAYERS[0],
     "metrics": LAYERS[0],
     "service": LAYERS[0],
     "oneshot": LAYERS[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ class ListeningTests(SynchronousTestCase):
 
     def test_descriptions_that_are_none(self) -> None:
         # A file that is no certificate is an error of OpenSSL's own.
-        nonsense = Path(self.mktemp())
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        nonsense = Path(directory.name, "nonsense")
         nonsense.write_text("nonsense")
         for endpoint in (
             "",

@@ -246,6 +246,10 @@ class Membership:
 
     # The end
 
+    def crash(self) -> None:
+        """End with ``phx_error``: what the channel stands on has failed."""
+        self._finish(ERROR, "crash")
+
     def _finish(self, event: str, reason: str) -> None:
         if self._state is not State.JOINED:
             return

@@ -7,24 +7,29 @@ What happens with a message, in the order of the checks:
    out first, the old one's ``phx_close`` after it.
 3. ``phx_join`` otherwise: past ``max_topics`` refused, without a route "unmatched topic".
 4. A message on a joined topic goes to its channel, unless it carries another join's ref: then it is
-   late and is dropped.
+   late and is dropped. ``access_token`` is for the connection itself: it renews its token.
 5. ``phx_leave`` of a topic that is not joined is answered ``ok``, anything else "unmatched topic".
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from collections.abc import Awaitable, Callable
+from math import inf
+from typing import Final, NamedTuple
 from uuid import uuid4
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from flowtx.channels.channel import error, ok
 from flowtx.channels.membership import Membership
 from flowtx.channels.router import Router
+from flowtx.errors import InvalidPayload, Refused, StorageError
 from flowtx.interfaces import IPubSub, ITransport, Principal
-from flowtx.protocol.close import HEARTBEAT_TIMEOUT, TOO_MANY_MALFORMED, Close
+from flowtx.protocol.close import HEARTBEAT_TIMEOUT, TOKEN_ENDED, TOO_MANY_MALFORMED, Close
 from flowtx.protocol.message import (
     HEARTBEAT,
     JOIN,
@@ -35,12 +40,26 @@ from flowtx.protocol.message import (
     MalformedFrame,
     Message,
 )
+from flowtx.protocol.payload import read_payload
 from flowtx.protocol.serializer import Serializer
 
+ACCESS_TOKEN: Final = "access_token"  # noqa: S105 - an event
 MAX_MALFORMED: Final = 10
 MALFORMED_PERIOD: Final = 60.0
 MAX_QUEUED: Final = 64
 MAX_TOPIC_LENGTH: Final = 1024
+
+
+class Tokens(NamedTuple):
+    """What a connection must know of tokens.
+
+    Attributes:
+        verify: tells whom a token names, or fails with `Refused` or `StorageError`.
+        remaining: seconds for which a principal's token still keeps a connection open.
+    """
+
+    verify: Callable[[str], Awaitable[Principal]]
+    remaining: Callable[[Principal], float]
 
 
 class Socket:
@@ -52,6 +71,9 @@ class Socket:
         transport: what carries it.
         connected_at: seconds of ``clock``.
         last_received_at: when anything last came from the client, seconds of ``clock``.
+        last_activity_at: when anything but a heartbeat last came.
+        messages_received: how many messages have come, heartbeats too.
+        device: what the client calls its device, or None.
     """
 
     _log = Logger()
@@ -67,6 +89,7 @@ class Socket:
         clock: IReactorTime,
         max_topics: int,
         heartbeat_timeout: float,
+        tokens: Tokens | None = None,
     ) -> None:
         self.id = uuid4().hex
         self.transport = transport
@@ -74,7 +97,9 @@ class Socket:
         self.principal = principal
         self.pubsub = pubsub
         self.clock = clock
-        self.connected_at = self.last_received_at = clock.seconds()
+        self.device: str | None = None
+        self.messages_received = 0
+        self.connected_at = self.last_received_at = self.last_activity_at = clock.seconds()
         self._router = router
         self._max_topics = max_topics
         self._heartbeat_timeout = heartbeat_timeout
@@ -82,8 +107,14 @@ class Socket:
         self._malformed: deque[float] | None = None
         self._queued = 0
         self._closed = False
-        # One timer a connection, set anew only when it fires: a message costs one assignment.
-        self._silence: IDelayedCall | None = clock.callLater(heartbeat_timeout, self._check_silence)
+        self._closed_with: Close | None = None
+        self._when_closing: Callable[[Socket, Close | None], None] | None = None
+        self._tokens = tokens
+        self._token_ends_at = inf if tokens is None else self.connected_at + tokens.remaining(principal)
+        self._renewing: Deferred[None] | None = None
+        # One timer a connection, set anew only when it fires: a message costs two assignments.
+        self._deadline: IDelayedCall | None = None
+        self._set_deadline()
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -126,10 +157,12 @@ class Socket:
         Returns:
             A Deferred that fires with None when all of them have ended.
         """
-        self._closed = True
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
+        self.closing(None)
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._renewing is not None:
+            self._renewing.cancel()
         memberships = list(self._memberships.values())
         self._memberships.clear()
         ended = DeferredList([membership.stop("closed") for membership in memberships])
@@ -147,9 +180,33 @@ class Socket:
 
         What the client sends meanwhile is dropped.
         """
-        if not self._closed:
-            self._closed = True
+        if self.closing(close):
             self.transport.close(close)
+
+    def closing(self, close: Close | None) -> bool:
+        """Note that nothing reaches the client any more; for a transport that closes by itself.
+
+        Args:
+            close: why, or None where the connection has simply gone.
+
+        Returns:
+            Whether that is news.
+        """
+        if self._closed:
+            return False
+        self._closed, self._closed_with = True, close
+        if self._when_closing is not None:
+            self._when_closing(self, close)
+        return True
+
+    def when_closing(self, call: Callable[[Socket, Close | None], None]) -> None:
+        """Have ``call`` called, at once or later, when nothing reaches the client any more.
+
+        It comes before the channels end, so that what is broadcast meanwhile can be kept.
+        """
+        self._when_closing = call
+        if self._closed:
+            call(self, self._closed_with)
 
     # From the memberships
 
@@ -166,19 +223,30 @@ class Socket:
         elif before > MAX_QUEUED >= self._queued:
             self.transport.resume_reading()
 
+    def crash_channels(self) -> None:
+        """End all channels as if they had crashed: their clients join again."""
+        for membership in tuple(self._memberships.values()):
+            membership.crash()
+
     # Within
 
     def dispatch(self, message: Message) -> None:
         """Do with a message what the module's list says."""
         topic, event = message.topic, message.event
+        self.messages_received += 1
         if topic == PHOENIX_TOPIC and event == HEARTBEAT:
             self.send(self.serializer.reply(NULL_REF, message.ref, PHOENIX_TOPIC, "ok", {}))
             return
+        self.last_activity_at = self.last_received_at
         membership = self._memberships.get(topic)
         if event == JOIN:
             self._join(message, membership)
         elif membership is not None:
-            if membership.accepts(message.join_ref):
+            if not membership.accepts(message.join_ref):
+                return
+            if event == ACCESS_TOKEN:
+                self._renew(message, membership)
+            else:
                 membership.receive(message)
         elif event == LEAVE:
             self.send(self.serializer.reply(message.join_ref, message.ref, topic, "ok", {}))
@@ -224,10 +292,58 @@ class Socket:
             )
             self.close(TOO_MANY_MALFORMED)
 
-    def _check_silence(self) -> None:
-        self._silence = None
-        remaining = self.last_received_at + self._heartbeat_timeout - self.clock.seconds()
-        if remaining > 0:
-            self._silence = self.clock.callLater(remaining, self._check_silence)
+    # The token
+
+    def _renew(self, message: Message, membership: Membership) -> None:
+        if self._tokens is None or self._renewing is not None:
+            membership.reply(message.ref, error({"reason": "unavailable"}))
+            return
+        renewing = Deferred.fromCoroutine(self._renewed(message, self._tokens))
+        if not renewing.called:
+            self._renewing = renewing
+        renewing.addBoth(self._answer_renewal, message, membership)
+
+    async def _renewed(self, message: Message, tokens: Tokens) -> None:
+        payload = read_payload(message)
+        token = payload.get("access_token") if isinstance(payload, dict) else None
+        if not isinstance(token, str):
+            raise InvalidPayload("access_token takes an object with the token as access_token")
+        principal = await tokens.verify(token)
+        if principal.user_id != self.principal.user_id:
+            raise Refused("invalid_token")
+        self.principal = principal
+        self._token_ends_at = self.clock.seconds() + tokens.remaining(principal)
+
+    def _answer_renewal(self, result: Failure | None, message: Message, membership: Membership) -> None:
+        self._renewing = None
+        if result is None:
+            if not self._closed:
+                self._set_deadline()
+            reply = ok()
+        elif isinstance(result.value, InvalidPayload):
+            reply = error({"reason": "invalid_payload", "detail": result.value.detail})
+        elif isinstance(result.value, Refused):
+            reply = error({"reason": result.value.reason})
         else:
+            if not isinstance(result.value, StorageError | CancelledError):
+                self._log.failure("A token could not be renewed", result)
+            reply = error({"reason": "unavailable"})
+        membership.reply(message.ref, reply)
+
+    # The end
+
+    def _set_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        ends_at = min(self.last_received_at + self._heartbeat_timeout, self._token_ends_at)
+        self._deadline = self.clock.callLater(max(0.0, ends_at - self.clock.seconds()), self._check_deadline)
+
+    def _check_deadline(self) -> None:
+        self._deadline = None
+        now = self.clock.seconds()
+        if self._token_ends_at <= now:
+            self.close(TOKEN_ENDED)
+        elif self.last_received_at + self._heartbeat_timeout <= now:
             self.close(HEARTBEAT_TIMEOUT)
+        else:
+            self._set_deadline()

@@ -9,7 +9,9 @@ with the backlog: there is no gap between the two, and nothing comes twice.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +29,9 @@ from flowtx.interfaces import (
     ReadMarks,
     Subscriber,
 )
+from flowtx.metrics import Metrics
 from flowtx.protocol.message import Broadcast
+from flowtx.sessions.session import user_topic
 
 MAX_BACKLOG: Final = 1_000
 MAX_PAYLOAD: Final = 65_536
@@ -35,11 +39,6 @@ MAX_USERS: Final = 10_000
 _READ_USERS: Final = 100
 _READ_ROWS: Final = 200
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-
-
-def user_topic(user_id: str) -> str:
-    """Name the topic of a user."""
-    return f"user:{user_id}"
 
 
 class Reader:
@@ -87,13 +86,23 @@ class NotificationService(Service):
     Args:
         store: keeps the inboxes.
         pubsub: tells a user's other connections what one of them has read.
+        metrics: counts.
+        wall: seconds since the epoch, for the latency.
     """
 
     _log = Logger()
 
-    def __init__(self, store: INotificationStore, pubsub: IPubSub) -> None:
+    def __init__(
+        self,
+        store: INotificationStore,
+        pubsub: IPubSub,
+        metrics: Metrics | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
         self._pubsub = pubsub
+        self._metrics = metrics or Metrics()
+        self._wall = wall
         self._readers: dict[str, set[Reader]] = {}
         self._behind: set[str] = set()
         self._mark: str | None = None
@@ -144,7 +153,9 @@ class NotificationService(Service):
             raise InvalidPayload(f"payload: got {len(text)} bytes; it takes at most {MAX_PAYLOAD}")
         if _NUL.search(text):
             raise InvalidPayload("payload: has a NUL character, which PostgreSQL cannot store")
-        return await self._store.push(user_ids, type_, text, idempotency_key)
+        pushed = await self._store.push(user_ids, type_, text, idempotency_key)
+        self._metrics.notifications_pushed.inc(len(pushed))
+        return pushed
 
     async def mark_notifications_read(
         self, user_id: str, marks: ReadMarks, sender: Subscriber | None = None
@@ -187,6 +198,10 @@ class NotificationService(Service):
             readers.discard(reader)
             if not readers:
                 del self._readers[user_id]
+
+    def sent(self, count: int) -> None:
+        """Count notifications sent to a connection."""
+        self._metrics.notifications_delivered.inc(count)
 
     async def backlog(self, user_id: str, after_seq: int | None) -> Backlog:
         """Read what a client that joins has not seen: what follows ``after_seq``, or what is unread."""
@@ -253,6 +268,8 @@ class NotificationService(Service):
         for user_id, notifications in found.items():
             readers = tuple(self._readers.get(user_id, ()))
             taken = [reader.give(cursors[user_id], notifications) for reader in readers]
+            inserted_at = datetime.fromisoformat(notifications[-1].inserted_at)
+            self._metrics.notify_latency.observe(max(0.0, self._wall() - inserted_at.timestamp()))
             if len(notifications) == _READ_ROWS or not all(taken):
                 again.append(user_id)
         return again

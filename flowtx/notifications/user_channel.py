@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from flowtx.channels.channel import Channel, Reply, UnhandledEvent, error, ok
-from flowtx.errors import InvalidPayload
+from flowtx.errors import InvalidPayload, Refused, Unavailable
 from flowtx.interfaces import Notification, ReadMarks
-from flowtx.notifications.service import NotificationService, Reader, user_topic
+from flowtx.notifications.service import NotificationService, Reader
 from flowtx.sessions.service import SessionService
-
-RECONNECT_JITTER_MAX_MS: Final = 1_000
-"""Milliseconds over which clients that lost their connection together should spread their return."""
+from flowtx.sessions.session import Session, user_topic
 
 Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Uuid = Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\\Z")]
 
 T = TypeVar("T")
+
+
+class ActivityPayload(msgspec.Struct):
+    """What a client may say of its user, whose idle timeout it resets by any message."""
+
+    status: Literal["online", "away"] | None = None
 
 
 class JoinPayload(msgspec.Struct):
@@ -41,7 +45,21 @@ class MarkReadPayload(msgspec.Struct):
 class UserChannel(Channel):
     """See the module and the table of events in the README."""
 
-    def __init__(self, sessions: SessionService, notifications: NotificationService) -> None:
+    def __init__(
+        self,
+        sessions: SessionService,
+        notifications: NotificationService,
+        jitter_ms: Callable[[], int] = lambda: 1_000,
+    ) -> None:
+        """Make the channel of one connection.
+
+        Args:
+            sessions: has the user's Session.
+            notifications: has the user's inbox.
+            jitter_ms: milliseconds over which clients that lose their connection together should
+                spread their return.
+        """
+        self._jitter_ms = jitter_ms
         self._sessions = sessions
         self._notifications = notifications
         self._reader: Reader | None = None
@@ -49,9 +67,11 @@ class UserChannel(Channel):
     async def join(self, payload: Any) -> Reply:
         user_id = self.socket.principal.user_id
         session = self._sessions.get_session(user_id)
-        if self.topic != user_topic(user_id) or session is None or session.user is None:
+        if self.topic != user_topic(user_id) or session is None:
             return error({"reason": "unauthorized"})
         asked = _read({} if payload is None else payload, JoinPayload)
+        self.socket.device = asked.device
+        await self._when_ready(session)
         reader = self._reader = self._notifications.open(user_id, self._deliver)
         try:
             backlog = await self._notifications.backlog(user_id, asked.last_seq)
@@ -60,21 +80,36 @@ class UserChannel(Channel):
             raise
         self._deliver(backlog.notifications)
         self._notifications.begin(user_id, reader, backlog.last_seq)
+        # From here to the return nothing is awaited: what is broadcast next comes by itself.
+        missed = session.take_missed(self.socket)
+        for broadcast in missed or ():
+            self.push(broadcast.event, broadcast.payload)
         response: dict[str, Any] = {
             "session_id": session.session_id,
             "user": session.user,
-            "resumed": False,
+            "resumed": missed is not None,
             "unread": backlog.unread,
             "last_seq": backlog.last_seq,
-            "reconnect_jitter_max_ms": RECONNECT_JITTER_MAX_MS,
+            "reconnect_jitter_max_ms": self._jitter_ms(),
         }
         if backlog.truncated:
             response["truncated"] = True
         return ok(response)
 
+    @staticmethod
+    async def _when_ready(session: Session) -> None:
+        """Wait for a Session that is being restarted."""
+        try:
+            await session.when_ready()
+        except Refused as refused:
+            raise Unavailable(f"the Session was refused: {refused.reason}") from None
+
     async def handle_in(self, event: str, payload: Any) -> Reply:
         if event == "mark_read":
             return await self._mark_read(_read(payload, MarkReadPayload))
+        if event == "activity":
+            _read(payload, ActivityPayload)
+            return ok()
         raise UnhandledEvent(event)
 
     def terminate(self, reason: str) -> None:  # noqa: ARG002
@@ -97,6 +132,7 @@ class UserChannel(Channel):
     def _deliver(self, notifications: Sequence[Notification]) -> None:
         for notification in notifications:
             self.push("notification", notification)
+        self._notifications.sent(len(notifications))
 
 
 def _read(payload: Any, form: type[T]) -> T:

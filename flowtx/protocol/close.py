@@ -21,6 +21,11 @@ class Close(NamedTuple):
 
 
 SESSION_STOPPED: Final = Close(1000, "session_stopped")
+IDLE_TIMEOUT: Final = Close(1000, "idle_timeout")
+CONNECTION_CLOSED: Final = Close(1000, "connection_closed")
+TOKEN_ENDED: Final = Close(1000, "token_ended")
+TOKEN_REVOKED: Final = Close(1000, "token_revoked")
+REPLACED: Final = Close(1000, "replaced")
 DISCONNECT: Final = Close(1001, "disconnect")
 HEARTBEAT_TIMEOUT: Final = Close(1002, "heartbeat_timeout")
 TOO_MANY_MALFORMED: Final = Close(1008, "too_many_malformed_frames")

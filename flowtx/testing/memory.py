@@ -9,12 +9,14 @@ An application's tests connect to their Router and play the client::
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from flowtx.channels.router import Router
-from flowtx.channels.socket import Socket
+from flowtx.channels.socket import Socket, Tokens
 from flowtx.interfaces import IPubSub, ITransport, Principal
 from flowtx.protocol.close import Close
 from flowtx.protocol.message import Frame
@@ -30,6 +32,7 @@ class MemoryTransport:
         socket: the Socket at the server's end.
         sent: the frames that the Socket has sent and nobody has taken.
         closed: why the Socket closed the connection, or None.
+        on_close: called, where it is set, when the Socket closes the connection.
         reading: whether the Socket wants more; what is fed all the same was on its way already.
     """
 
@@ -38,8 +41,10 @@ class MemoryTransport:
     def __init__(self, address: str = "memory", user_agent: str = "") -> None:
         self.address = address
         self.user_agent = user_agent
+        self.waiting_bytes = 0
         self.sent: list[Frame] = []
         self.closed: Close | None = None
+        self.on_close: Callable[[], object] | None = None
         self.reading = True
 
     # What the Socket calls
@@ -51,6 +56,8 @@ class MemoryTransport:
     def close(self, close: Close) -> None:
         if self.closed is None:
             self.closed = close
+            if self.on_close is not None:
+                self.on_close()
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -91,6 +98,7 @@ def connect(
     pubsub: IPubSub | None = None,
     max_topics: int = 100,
     heartbeat_timeout: float = 60.0,
+    tokens: Tokens | None = None,
 ) -> MemoryTransport:
     """Connect a client.
 
@@ -102,6 +110,7 @@ def connect(
         pubsub: carries the broadcasts; clients that are to hear each other share it.
         max_topics: how many topics it may join.
         heartbeat_timeout: seconds of its silence after which it is closed.
+        tokens: when its token ends, and how it is renewed; None for never.
 
     Returns:
         The client's end; ``socket`` is the server's.
@@ -122,5 +131,6 @@ def connect(
         clock=clock,
         max_topics=max_topics,
         heartbeat_timeout=heartbeat_timeout,
+        tokens=tokens,
     )
     return transport

@@ -123,6 +123,11 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._outbox = Outbox(self.transport.write, limit, self._overflowed)
         self.transport.registerProducer(self._outbox, True)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait in the outbox."""
+        return 0 if self._outbox is None else self._outbox.waiting_bytes
+
     def send(self, frame: Frame) -> None:
         """Send, or queue within the limit; without effect once closed."""
         if self._outbox is not None:

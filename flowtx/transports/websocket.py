@@ -18,6 +18,7 @@ connections):
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
@@ -29,18 +30,23 @@ from zope.interface import implementer
 
 from flowtx.auth import TokenVerifier
 from flowtx.channels.router import Router
-from flowtx.channels.socket import Socket
+from flowtx.channels.socket import Socket, Tokens
 from flowtx.config import Settings
 from flowtx.errors import Refused, StorageError
 from flowtx.interfaces import IPubSub, ITransport, Principal
+from flowtx.metrics import Metrics
+from flowtx.protocol.message import Frame
 from flowtx.protocol.serializer import Serializer
 from flowtx.sessions.service import Claim, SessionService
+from flowtx.transports.admission import Admission
 from flowtx.transports.guards import GuardedFactory, GuardedProtocol
 from flowtx.transports.handshake import Request, accept, check_head, refusal
 from flowtx.transports.origin import OriginRule
 
 MAX_HEAD: Final = 16_384
 MAX_HELD: Final = 65_536
+TOKEN_GRACE: Final = 15.0
+"""Seconds past its token's end for which a connection stays open, so that it may renew it."""
 
 _SPENT: Final = (
     "http_headers",
@@ -109,6 +115,7 @@ class FlowProtocol(GuardedProtocol):
             if not end:
                 return
             check_head(head, self.factory.origins)
+            self.factory.admit()
         except Refused as refused:
             self._refuse(refused)
             return
@@ -119,7 +126,10 @@ class FlowProtocol(GuardedProtocol):
     def onConnect(self, request: ConnectionRequest) -> Deferred[str | None]:
         # Deflate would cost 100 KiB a connection: no extension is taken, whatever is offered.
         self.websocket_extensions: list[object] = []
+        admission = self.factory.admission
+        admission.under_way += 1
         deciding = Deferred.fromCoroutine(self._decide(request))
+        deciding.addBoth(admission.decided)
         if not deciding.called:
             self._deciding = deciding
             self.wait(self.decision_timeout, self._handshake_timed_out)
@@ -174,6 +184,7 @@ class FlowProtocol(GuardedProtocol):
 
     def _refuse(self, refused: Refused) -> None:
         if self.state == self.STATE_CONNECTING:
+            self.factory.metrics.connects.labels(refused.reason).inc()
             self._log.info(
                 "Refused {address}: {status} {reason}",
                 address=self.address,
@@ -204,13 +215,17 @@ class FlowProtocol(GuardedProtocol):
             clock=factory.clock,
             max_topics=factory.settings.max_topics,
             heartbeat_timeout=factory.settings.heartbeat_timeout,
+            tokens=factory.tokens,
         )
+        factory.metrics.connects.labels("ok").inc()
+        factory.metrics.connections.inc()
         opened.claim.attach(self._socket)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         socket = self._socket
         if socket is None or self.state != self.STATE_OPEN:
             return
+        self.factory.metrics.messages_received += 1
         if isBinary:
             socket.binary_received(payload)
         else:
@@ -241,13 +256,23 @@ class FlowProtocol(GuardedProtocol):
         socket, self._socket = self._socket, None
         opened, self._opened = self._opened, None
         if opened is not None:
+            if socket is not None:
+                self.factory.metrics.connections.dec()
             ended = succeed(None) if socket is None else maybeDeferred(socket.connection_lost)
             ended.addErrback(self._ended_badly).addBoth(lambda _: opened.claim.release())
 
     def _ended_badly(self, failure: Failure) -> None:
         self._log.failure("The channels of a connection did not end cleanly", failure)
 
-    # ITransport; `send` and `close` are inherited
+    # ITransport; `close` and `waiting_bytes` are inherited
+
+    def send(self, frame: Frame) -> None:
+        self.factory.metrics.frames_sent += 1
+        super().send(frame)
+
+    def _overflowed(self) -> None:
+        self.factory.metrics.slow_consumers.inc()
+        super()._overflowed()
 
     def pause_reading(self) -> None:
         if self.state == self.STATE_OPEN:
@@ -268,6 +293,8 @@ class FlowFactory(GuardedFactory):
         router: which Channel serves which topic.
         pubsub: carries broadcasts.
         origins: which origins are let in; None for all.
+        admission: how many handshakes are let in.
+        metrics: counts.
         reactor: the reactor.
     """
 
@@ -282,6 +309,8 @@ class FlowFactory(GuardedFactory):
         router: Router,
         pubsub: IPubSub,
         origins: OriginRule | None,
+        admission: Admission,
+        metrics: Metrics,
         reactor: IReactorTime,
     ) -> None:
         super().__init__(settings.max_frame_size, reactor=reactor)
@@ -291,6 +320,28 @@ class FlowFactory(GuardedFactory):
         self.router = router
         self.pubsub = pubsub
         self.origins = origins
+        self.admission = admission
+        self.metrics = metrics
+        self.tokens = Tokens(self._renewed, _remaining)
+
+    def admit(self) -> None:
+        """Let a handshake in, before it has cost anything.
+
+        Raises:
+            Refused: there are too many, or as many Sessions as this node takes.
+        """
+        wait = 1 if self.sessions.full else self.admission.admit(self.clock.seconds())
+        if wait:
+            raise Refused("overloaded", 503, {"Retry-After": str(wait)})
+
+    async def _renewed(self, token: str) -> Principal:
+        principal = await self.verifier.verify(token)
+        await self.sessions.check_revoked(principal)
+        return principal
+
+
+def _remaining(principal: Principal) -> float:
+    return principal.expires_at + TOKEN_GRACE - time.time()
 
 
 def _unavailable() -> Refused:

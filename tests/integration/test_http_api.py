@@ -13,15 +13,24 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
+from flowtx.channels.router import Router
+from flowtx.errors import Refused
+from flowtx.interfaces import Principal, User
 from flowtx.listening import Listening
+from flowtx.metrics import Metrics
 from flowtx.notifications.service import NotificationService
 from flowtx.pubsub.memory import MemoryPubSub
+from flowtx.sessions.service import Claim, SessionService
+from flowtx.storage.memory import MemoryRevocations, MemoryUserDirectory
 from flowtx.storage.notifications import PostgresNotificationStore
 from flowtx.storage.postgres import Database
+from flowtx.testing.memory import MemoryTransport
+from flowtx.testing.memory import connect as memory_connect
 from flowtx.web.api import Api
 from flowtx.web.site import AdminSite, Page
 
 KEY = "k" * 40
+USERS = [User(name, name.title(), None) for name in ("alice", "bob", "carol")]
 GOOD = {"user_ids": ["alice"], "type": "deal.won", "payload": {"title": "Acme"}}
 JSON = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 
@@ -39,9 +48,10 @@ class Answer(NamedTuple):
 class Client:
     """Asks the API, each time on a connection of its own."""
 
-    def __init__(self, port: int, database: Database) -> None:
+    def __init__(self, port: int, database: Database, sessions: SessionService) -> None:
         self.port = port
         self.database = database
+        self.sessions = sessions
         self.ready = True
 
     async def ask(
@@ -86,16 +96,34 @@ def _answer(response: HTTPResponse) -> Answer:
 
 @pytest_twisted.async_yield_fixture
 async def client(database: Database) -> AsyncIterator[Client]:
-    notifications = NotificationService(PostgresNotificationStore(database), MemoryPubSub())
+    pubsub = MemoryPubSub()
+    notifications = NotificationService(PostgresNotificationStore(database), pubsub)
+    sessions = SessionService(
+        MemoryUserDirectory(USERS),
+        pubsub=pubsub,
+        clock=reactor,
+        revocations=MemoryRevocations(),
+    )
+    sessions.startService()
     pages = {"index.html": Page("text/html; charset=utf-8", b"<title>flowtx</title>")}
     client: Client
-    api = Api(notifications, api_key=KEY, is_ready=lambda: client.ready, pages=pages)
+    api = Api(
+        notifications,
+        sessions,
+        pubsub=pubsub,
+        metrics=Metrics(),
+        clock=reactor,
+        api_key=KEY,
+        is_ready=lambda: client.ready,
+        pages=pages,
+    )
     site = AdminSite(api.resource(), reactor=reactor)
     listening = Listening("admin", "tcp:0:interface=127.0.0.1", site, reactor=reactor)
     await listening.startService()
-    client = Client(listening.address.port, database)  # type: ignore[union-attr]
+    client = Client(listening.address.port, database, sessions)  # type: ignore[union-attr]
     yield client
     await listening.stopService()
+    await sessions.stopService()
 
 
 @pytest_twisted.ensureDeferred
@@ -299,3 +327,132 @@ async def test_an_error_of_ours_says_nothing_of_itself(
     answer = await client.ask("POST", "/api/notifications", GOOD)
     assert (answer.status, answer.json["error"]) == (500, "internal_error")
     assert b"password" not in answer.body
+
+
+async def connect(client: Client, user_id: str, jti: str | None = None) -> tuple[Claim, MemoryTransport]:
+    """Connect a user; the connection goes as soon as it is closed."""
+    principal = Principal(user_id, expires_at=4e9, token_id=jti)
+    claim = await client.sessions.claim(principal)
+    connection = memory_connect(Router(), user_id, reactor)  # type: ignore[arg-type]
+    connection.socket.principal = principal
+    connection.on_close = lambda: connection.lose().addCallback(lambda _: claim.release())
+    claim.attach(connection.socket)
+    return claim, connection
+
+
+@pytest_twisted.ensureDeferred
+async def test_sessions_are_listed_by_pages(client: Client) -> None:
+    for user in ("carol", "alice", "bob"):
+        await connect(client, user)
+    answer = (await client.ask("GET", "/api/sessions?limit=2")).json
+    assert [session["user_id"] for session in answer["sessions"]] == ["alice", "bob"]
+    assert answer["next"] == "bob"
+    answer = (await client.ask("GET", "/api/sessions?limit=2&after=bob")).json
+    assert [session["user_id"] for session in answer["sessions"]] == ["carol"]
+    assert answer["next"] is None
+    for query in ("limit=0", "limit=101", "limit=x", "limit=-1", "limit=", "limit=%31%30%30%30"):
+        answer = await client.ask("GET", f"/api/sessions?{query}")
+        assert (answer.status, answer.json["error"]) == (422, "invalid_parameter"), query
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_is_inspected(client: Client) -> None:
+    claim, connection = await connect(client, "alice")
+    shown = (await client.ask("GET", "/api/sessions/alice")).json
+    assert set(shown) == {
+        "user_id",
+        "session_id",
+        "state",
+        "connected_at",
+        "last_activity_at",
+        "notification_subscriptions",
+        "metadata",
+        "connections",
+    }
+    assert (shown["user_id"], shown["session_id"], shown["state"]) == (
+        "alice",
+        claim.session.session_id,
+        "ready",
+    )
+    [device] = shown["connections"]
+    assert set(device) == {
+        "id",
+        "device",
+        "address",
+        "user_agent",
+        "connected_at",
+        "last_activity_at",
+        "topics",
+        "outbox_bytes",
+    }
+    assert (device["id"], device["address"]) == (connection.socket.id, "memory")
+    assert (await client.ask("GET", "/api/sessions/nobody")).status == 404
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_is_stopped(client: Client) -> None:
+    _, connection = await connect(client, "alice")
+    answer = await client.ask("DELETE", "/api/sessions/alice")
+    assert (answer.status, answer.json) == (200, {"stopped": True})
+    assert connection.closed == (1000, "session_stopped")
+    assert (await client.ask("DELETE", "/api/sessions/alice")).status == 404
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_connection_is_closed(client: Client) -> None:
+    _, first = await connect(client, "alice")
+    _, second = await connect(client, "alice")
+    path = f"/api/sessions/alice/connections/{first.socket.id}"
+    assert (await client.ask("DELETE", path)).json == {"closed": True}
+    assert first.closed is not None
+    assert second.closed is None
+    assert (await client.ask("DELETE", path)).status == 404
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_user_is_disconnected(client: Client) -> None:
+    _, connection = await connect(client, "alice")
+    assert (await client.ask("POST", "/api/users/alice/disconnect")).status == 202
+    assert connection.closed == (1001, "disconnect")
+
+
+@pytest_twisted.ensureDeferred
+async def test_tokens_are_revoked_and_their_connections_closed(client: Client) -> None:
+    _, one = await connect(client, "alice", "token-1")
+    _, other = await connect(client, "alice", "token-2")
+    answer = await client.ask("POST", "/api/tokens/revoke", {"jti": "token-1"})
+    assert (answer.status, answer.json) == (200, {"revoked": True, "closed": 1})
+    assert one.closed == (1000, "token_revoked")
+    assert other.closed is None
+    with pytest.raises(Refused, match="revoked_token"):
+        await connect(client, "alice", "token-1")
+    answer = await client.ask("POST", "/api/tokens/revoke", {"user_id": "alice"})
+    assert answer.json["closed"] == 1
+    assert other.closed == (1000, "token_revoked")
+    for body in ({}, {"jti": "x", "user_id": "alice"}, {"jti": 1}, {"jti": ""}, {"user_id": "a b"}, {"x": 1}):
+        answer = await client.ask("POST", "/api/tokens/revoke", body)
+        assert (answer.status, answer.json["error"]) == (422, "invalid_payload"), body
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_key_is_asked_for_everywhere(client: Client) -> None:
+    for method, path in (
+        ("GET", "/api/sessions"),
+        ("GET", "/api/sessions/alice"),
+        ("DELETE", "/api/sessions/alice"),
+        ("DELETE", "/api/sessions/alice/connections/1"),
+        ("POST", "/api/users/alice/disconnect"),
+        ("POST", "/api/tokens/revoke"),
+    ):
+        assert (await client.ask(method, path, headers={})).status == 401, path
+
+
+@pytest_twisted.ensureDeferred
+async def test_metrics(client: Client) -> None:
+    await connect(client, "alice")
+    answer = await client.ask("GET", "/metrics", headers={})
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    names = {line.split(b"{")[0].split()[0] for line in answer.body.splitlines() if line[:1] != b"#"}
+    assert b"flowtx_session_restarts_total" in names
+    assert b"alice" not in answer.body

@@ -315,19 +315,22 @@ class RefusingVerifier:
         raise Refused("revoked_token")
 
 
-@pytest.mark.parametrize("where", ["directory", "verifier"])
+@pytest.mark.parametrize(
+    ("where", "status", "reason"),
+    [("directory", 503, "unavailable"), ("verifier", 500, "internal_error")],
+)
 @pytest_twisted.ensureDeferred
-async def test_an_exception_is_logged_and_not_told(where: str) -> None:
+async def test_an_exception_is_logged_and_not_told(where: str, status: int, reason: str) -> None:
     parts: dict[str, Any] = {
         "directory": {"directory": FailingDirectory(RuntimeError("dsn=canary\r\nX-Canary: 1"))},
         "verifier": {"verifier": BrokenVerifier()},
     }
     async with Server(failures=1, **parts[where]) as server:
         response = await server.ask(request(server.target()))
-        assert_refused(response, 500, "internal_error")
+        assert_refused(response, status, reason)
         assert b"canary" not in response.head.lower()
         assert "canary" in server.log.failures[0]
-        assert not server.lines("Refused")
+        assert len(server.lines("Refused")) == (where == "directory")
         await until(lambda: not server.sessions.namedServices)
 
 

@@ -17,13 +17,12 @@ from twisted.python.failure import Failure
 
 from flowtx.transports.websocket import MAX_HEAD, MAX_HELD, FlowProtocol
 from tests.integration.rawclient import TEXT, frame, request
-from tests.integration.test_websocket import assert_refused
+from tests.integration.test_websocket import BrokenVerifier, assert_refused
 from tests.integration.websocket_server import (
     HEARTBEAT,
     HEARTBEAT_REPLY,
     JOIN,
     JOINED,
-    FailingDirectory,
     Server,
     SlowDirectory,
     StubbornVerifier,
@@ -311,8 +310,7 @@ class WithoutFixedWords(FlowProtocol):
 @pytest_twisted.ensureDeferred
 async def test_the_text_of_an_exception_is_not_told(protocol: type[FlowProtocol]) -> None:
     guarded = protocol is FlowProtocol
-    directory = FailingDirectory(RuntimeError("dsn=canary"))
-    async with Server(protocol=protocol, directory=directory, failures=int(guarded)) as server:
+    async with Server(protocol=protocol, verifier=BrokenVerifier(), failures=int(guarded)) as server:
         client = await server.connect()
         client.send(request(server.target()))
         response = await client.response()

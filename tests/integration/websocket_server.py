@@ -25,9 +25,12 @@ from flowtx.errors import StartupError
 from flowtx.interfaces import Principal, User
 from flowtx.keys import StaticKey, secret_key
 from flowtx.listening import Listening
+from flowtx.metrics import Metrics
 from flowtx.pubsub.memory import MemoryPubSub
 from flowtx.sessions.service import SessionService
+from flowtx.sessions.surroundings import Limits
 from flowtx.storage.memory import MemoryUserDirectory
+from flowtx.transports.admission import Admission
 from flowtx.transports.origin import OriginRule
 from flowtx.transports.websocket import FlowFactory, FlowProtocol
 from tests.integration.rawclient import PATIENCE, RawClient, Response, connect, request
@@ -196,13 +199,16 @@ class Server:
         endpoint: str = "tcp:PORT:interface=127.0.0.1",
         failures: int = 0,
         guarded: bool = True,
+        limits: Limits | None = None,
         **settings: Any,
     ) -> None:
         self.settings = Settings(**settings)
         keys = StaticKey(secret_key(SECRET, self.settings.jwt_algorithms))
         self.directory = directory or MemoryUserDirectory(users())
         self.pubsub = MemoryPubSub()
-        self.sessions = SessionService(self.directory, [], clock=reactor)
+        self.sessions = SessionService(
+            self.directory, pubsub=self.pubsub, clock=reactor, limits=limits or Limits(reconnect_window=0)
+        )
         self.factory = RecordingFactory(
             self.settings,
             verifier=verifier or TokenVerifier(self.settings, keys),
@@ -210,6 +216,8 @@ class Server:
             router=router or Router().channel("room:*", Room),
             pubsub=self.pubsub,
             origins=origins,
+            admission=Admission(self.settings.handshake_rate, self.settings.handshake_concurrency),
+            metrics=Metrics(),
             reactor=reactor,
         )
         self.factory.protocol = protocol

@@ -38,7 +38,7 @@ class UserChannelTests(SynchronousTestCase):
         self.store = FailingStore()
         self.notifications = NotificationService(self.store, self.pubsub)
         users = [User("alice", "Alice Adams", "alice@example.com"), User("bob", "Bob", None)]
-        self.sessions = SessionService(MemoryUserDirectory(users), [], clock=self.clock)
+        self.sessions = SessionService(MemoryUserDirectory(users), pubsub=self.pubsub, clock=self.clock)
         self.sessions.startService()
         self.router = Router().channel("user:*", lambda: UserChannel(self.sessions, self.notifications))
         self.wake()
