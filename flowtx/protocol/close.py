@@ -1,6 +1,7 @@
 """The one table of close codes: what ends a connection, with what code, and what a client does then.
 
-A stock Phoenix client comes back after any code but 1000, which therefore means "stay away".
+1000 means "stay away", all others "come back". Stock Phoenix clients come back after any code but 1000;
+those from 1.8 on come back after 1000 too, unless the application disconnects them.
 """
 
 from __future__ import annotations

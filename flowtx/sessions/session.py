@@ -171,8 +171,8 @@ class Session(Supervised):
         """Undo a `claim`, and the `attach` of its connection, if it came to that."""
         if socket is None:
             self._handshakes -= 1
-        elif socket in self.sockets:
-            self._closing(socket, None)
+        else:
+            socket.closing(None)
         self._claims -= 1
         if self._claims:
             return

@@ -35,6 +35,7 @@ from flowtx.config import Settings
 from flowtx.errors import Refused, StorageError
 from flowtx.interfaces import IPubSub, ITransport, Principal
 from flowtx.metrics import Metrics
+from flowtx.protocol.close import SLOW_CONSUMER
 from flowtx.protocol.message import Frame
 from flowtx.protocol.serializer import Serializer
 from flowtx.sessions.service import Claim, SessionService
@@ -272,6 +273,8 @@ class FlowProtocol(GuardedProtocol):
 
     def _overflowed(self) -> None:
         self.factory.metrics.slow_consumers.inc()
+        if self._socket is not None:
+            self._socket.closing(SLOW_CONSUMER)
         super()._overflowed()
 
     def pause_reading(self) -> None:
@@ -322,7 +325,9 @@ class FlowFactory(GuardedFactory):
         self.origins = origins
         self.admission = admission
         self.metrics = metrics
-        self.tokens = Tokens(self._renewed, _remaining)
+        self.tokens = Tokens(
+            self._renewed, lambda principal: principal.expires_at + TOKEN_GRACE - time.time()
+        )
 
     def admit(self) -> None:
         """Let a handshake in, before it has cost anything.
@@ -338,10 +343,6 @@ class FlowFactory(GuardedFactory):
         principal = await self.verifier.verify(token)
         await self.sessions.check_revoked(principal)
         return principal
-
-
-def _remaining(principal: Principal) -> float:
-    return principal.expires_at + TOKEN_GRACE - time.time()
 
 
 def _unavailable() -> Refused:

@@ -363,3 +363,25 @@ async def test_the_metrics_count_it_all(run: Run) -> None:
         await until(lambda: not server.sessions.session_exists("alice"))
         durations = server.metrics.expose().decode()
         assert 'flowtx_session_duration_seconds_count{reason="window_expired"} 1.0' in durations
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_did_not_read_is_not_told_that_it_missed_nothing(run: Run) -> None:
+    async with run(outbox_limit=65_536) as server:
+        phone = await server.phone()
+        first = await phone.join()
+        phone.raw.stop_reading()
+        session = server.sessions.get_session("alice")
+        assert session is not None
+        large = Broadcast("user:alice", "large", {"text": "x" * 60_000})
+
+        def flood() -> bool:
+            server.pubsub.broadcast(large)
+            return not session.sockets
+
+        await until(flood)
+        phone.raw.reset()
+        phone = await server.phone()
+        again = await phone.join()
+        assert (again["session_id"], again["resumed"]) == (first["session_id"], False)
+        await phone.leave()

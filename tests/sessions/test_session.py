@@ -321,6 +321,13 @@ class EndTests(SynchronousTestCase):
         self.assert_over()
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
+    def test_a_connection_that_is_given_back_without_its_end(self) -> None:
+        client = self.node.connect()
+        client.claim.release()
+        self.assertEqual((self.node.session().sockets, self.node.session().state), ([], State.AWAY))
+        client.lose()
+        self.assertIs(self.node.session().state, State.AWAY)
+
     def test_what_it_counts(self) -> None:
         first, second = self.node.connect(), self.node.connect()
         session = self.node.session()
