@@ -21,7 +21,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from flowtx.auth import mint
-from tests.integration.server import FlowProcess, free_ports, until, until_async
+from tests.integration.async_flow_process import AsyncFlowProcess, free_ports, until, until_async
 
 reactor: Any = global_reactor
 
@@ -261,8 +261,8 @@ Module = pytest_twisted.async_yield_fixture(scope="module")
 
 
 @Module
-async def flow() -> AsyncIterator[FlowProcess]:
-    async with FlowProcess("--demo") as flow:
+async def flow() -> AsyncIterator[AsyncFlowProcess]:
+    async with AsyncFlowProcess("--demo") as flow:
         yield flow
 
 
@@ -281,7 +281,7 @@ _numbers = count(1)
 
 
 @pytest.fixture
-def new_person(flow: FlowProcess) -> NewPerson:
+def new_person(flow: AsyncFlowProcess) -> NewPerson:
     """Makes a user whom no other test has."""
 
     async def make(name: str = "Eve Example") -> Person:
@@ -292,7 +292,7 @@ def new_person(flow: FlowProcess) -> NewPerson:
     return make
 
 
-def link(flow: FlowProcess, token: str) -> str:
+def link(flow: AsyncFlowProcess, token: str) -> str:
     """The page's URL as the server prints it."""
     return f"{flow.admin_url}/#socket={flow.url}&token={token}"
 
@@ -301,7 +301,9 @@ def link(flow: FlowProcess, token: str) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_printed_link_shows_the_user_and_the_session(flow: FlowProcess, browser: Browser) -> None:
+async def test_the_printed_link_shows_the_user_and_the_session(
+    flow: AsyncFlowProcess, browser: Browser
+) -> None:
     printed = re.search(r"^ +Open +(\S+)$", flow.log, re.MULTILINE)
     assert printed is not None, flow.log
     async with browser.tab() as tab:
@@ -341,7 +343,7 @@ async def test_the_printed_link_shows_the_user_and_the_session(flow: FlowProcess
 
 @pytest_twisted.ensureDeferred
 async def test_a_notification_appears_as_it_comes(
-    flow: FlowProcess, browser: Browser, new_person: NewPerson
+    flow: AsyncFlowProcess, browser: Browser, new_person: NewPerson
 ) -> None:
     person = await new_person()
     await flow.push(person.id, "deal.won", {"title": "Before", "amount": 5})
@@ -369,7 +371,7 @@ async def test_a_notification_appears_as_it_comes(
 
 @pytest_twisted.ensureDeferred
 async def test_what_one_tab_reads_is_read_in_the_other(
-    flow: FlowProcess, browser: Browser, new_person: NewPerson
+    flow: AsyncFlowProcess, browser: Browser, new_person: NewPerson
 ) -> None:
     person = await new_person()
     for number in (1, 2, 3, 4):
@@ -402,7 +404,7 @@ async def test_what_one_tab_reads_is_read_in_the_other(
 
 @pytest_twisted.ensureDeferred
 async def test_the_page_comes_back_with_its_server(
-    flow: FlowProcess, browser: Browser, new_person: NewPerson
+    flow: AsyncFlowProcess, browser: Browser, new_person: NewPerson
 ) -> None:
     person = await new_person()
     for title in ("Read meanwhile", "Unread before"):
@@ -446,7 +448,7 @@ async def test_the_page_comes_back_with_its_server(
 
 @pytest_twisted.ensureDeferred
 async def test_a_refused_token_is_said_to_be(
-    flow: FlowProcess, browser: Browser, new_person: NewPerson
+    flow: AsyncFlowProcess, browser: Browser, new_person: NewPerson
 ) -> None:
     person = await new_person()
     secret = (flow.data_dir / "secret").read_bytes().strip()
@@ -476,7 +478,7 @@ async def test_a_refused_token_is_said_to_be(
 
 
 @pytest_twisted.ensureDeferred
-async def test_without_a_token_it_asks_for_one(flow: FlowProcess, browser: Browser) -> None:
+async def test_without_a_token_it_asks_for_one(flow: AsyncFlowProcess, browser: Browser) -> None:
     async with browser.tab() as tab:
         # A link may not send this tab's token elsewhere: without a token, its socket URL is nothing.
         await tab.open(f"{flow.admin_url}/#socket=ws://127.0.0.1:9/socket")
@@ -503,7 +505,7 @@ async def test_without_a_token_it_asks_for_one(flow: FlowProcess, browser: Brows
 
 @pytest_twisted.ensureDeferred
 async def test_what_others_wrote_is_shown_as_text(
-    flow: FlowProcess, browser: Browser, new_person: NewPerson
+    flow: AsyncFlowProcess, browser: Browser, new_person: NewPerson
 ) -> None:
     attack = '<img src="/x" onerror="window.attacked = true"><script>window.attacked = true</script>'
     person = await new_person(attack)

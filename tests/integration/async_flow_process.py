@@ -1,4 +1,4 @@
-"""A flowtx server in a process of its own, started as an operator does, for tests from the outside."""
+"""`FlowProcess` for tests that do something else on the reactor meanwhile, such as to drive a browser."""
 
 from __future__ import annotations
 
@@ -105,10 +105,10 @@ class Child(ProcessProtocol):
         return await deferred.addTimeout(within, reactor)
 
 
-class FlowProcess:
+class AsyncFlowProcess:
     """``twistd flow`` on free ports of 127.0.0.1, with a data directory of its own.
 
-        async with FlowProcess("--demo") as flow:
+        async with AsyncFlowProcess("--demo") as flow:
             await flow.push("alice", "deal.won", {"title": "Acme signed"})
 
     Leaving the block ends the process, and its embedded PostgreSQL, whatever happened in it.
