@@ -262,7 +262,7 @@ Module = pytest_twisted.async_yield_fixture(scope="module")
 
 @Module
 async def flow() -> AsyncIterator[AsyncFlowProcess]:
-    async with AsyncFlowProcess("--demo") as flow:
+    async with AsyncFlowProcess("--demo", "--reconnect-window=0.5") as flow:
         yield flow
 
 
