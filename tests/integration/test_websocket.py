@@ -372,4 +372,4 @@ async def test_a_refusal_is_quick() -> None:
         before = time.monotonic()
         for _ in range(20):
             await server.ask(request(f"{PATH}?token=x&vsn=2.0.0"))
-        assert time.monotonic() - before < 2
+        assert time.monotonic() - before < 4

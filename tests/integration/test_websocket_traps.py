@@ -261,7 +261,7 @@ async def test_an_endless_head(protocol: type[FlowProtocol]) -> None:
             await until(lambda: server.protocols and len(server.protocols[0].data) > size)
             return
         await client.ended()
-        assert time.monotonic() - before < 1
+        assert time.monotonic() - before < 4
         assert len(server.protocols[0].data) <= MAX_HEAD + 65_536
         assert len(server.lines("431 request_too_large")) == 1
 
