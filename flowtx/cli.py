@@ -58,7 +58,7 @@ def _failed(why: str) -> int:
 
 def _settings(parsed: Any) -> Settings:
     names = ("config", "data-dir", "database")
-    given = {name: getattr(parsed, name.replace("-", "_")) for name in names}
+    given = {name: getattr(parsed, name.replace("-", "_"), None) for name in names}
     return load({name: value for name, value in given.items() if value is not None})
 
 
@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="flowtx", description="Commands beside the server, which is run by: twistd flow"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    where = argparse.ArgumentParser(add_help=False)
+    # No defaults: an action's own would hide what was given before it.
+    where = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     where.add_argument("--config", metavar="FILE", help="TOML file with settings")
     where.add_argument("--data-dir", metavar="DIR", help="data directory; default .flow")
     where.add_argument("--database", metavar="URL", help="postgresql:// URL; default the embedded one")
@@ -94,14 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     command("migrate", _migrate, "make the schema flow, or bring it up to date")
     users = command("users", _users, "add a user to flow.users, or list them")
     actions = users.add_subparsers(metavar="ACTION", required=True)
-    add = actions.add_parser("add", help="add a user, or change their name and e-mail")
+    add = actions.add_parser("add", parents=[where], help="add a user, or change their name and e-mail")
     add.add_argument("user_id", metavar="USER_ID")
     add.add_argument("--name", help="default: the id")
     add.add_argument("--email")
     add.set_defaults(action=_add_user)
-    actions.add_parser("list", help="print id, name and e-mail, tab-separated").set_defaults(
-        action=_list_users
-    )
+    listed = actions.add_parser("list", parents=[where], help="print id, name and e-mail, tab-separated")
+    listed.set_defaults(action=_list_users)
     command("database-url", _database_url, "print the URL of the database, the embedded one too")
     command("version", _version, "print the version")
     return parser

@@ -93,7 +93,7 @@ def beside(tmp_path: Path, server: FlowProcess) -> Command:
         (["check-config"], ["--config"]),
         (["migrate"], ["--database"]),
         (["users"], ["add", "list"]),
-        (["users", "add"], ["USER_ID", "--name", "--email"]),
+        (["users", "add"], ["USER_ID", "--name", "--email", "--data-dir", "--database"]),
         (["users", "list"], []),
         (["database-url"], ["--data-dir"]),
         (["version"], []),
@@ -271,6 +271,13 @@ def test_check_config_says_what_is_wrong(flowtx: Command, environ: dict[str, str
 
 
 # --- migrate, users, database-url ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the action", "after it"])
+def test_users_takes_its_options_on_either_side(flowtx: Command, server: FlowProcess, before: bool) -> None:
+    place = [f"--data-dir={server.data_dir}"]
+    listed = flowtx.succeed("users", *(place if before else []), "list", *([] if before else place))
+    assert listed == flowtx.succeed("users", "list", f"--database={server.database_url}")
 
 
 def test_migrate_makes_the_embedded_database(flowtx: Command) -> None:
