@@ -18,6 +18,7 @@ from flowtx.interfaces import IUserDirectory
 from flowtx.listening import Listening
 from flowtx.metrics import Metrics
 from flowtx.notifications.service import NotificationService
+from flowtx.notifications.upkeep import InboxUpkeep
 from flowtx.notifications.user_channel import UserChannel
 from flowtx.pubsub.memory import MemoryPubSub
 from flowtx.service import OrderedMultiService
@@ -117,23 +118,25 @@ class Flow(OrderedMultiService):
         verifier = TokenVerifier(settings, keys.source)
         api_key = data_dir.api_key()
 
-        url = settings.database
-        if url is None:
-            embedded = EmbeddedPostgres(data_dir.path, reactor=reactor)
-            embedded.setServiceParent(self)
-            url = embedded.url
         name = f"flowtx/{gethostname()}"
-        database = Database(url, reactor=reactor, slots=settings.database_connections, application_name=name)
-        database.setServiceParent(self)
-        Step(lambda: migrate(database)).setServiceParent(self)
+        url, database = self._add_database(data_dir, name)
         directory = user_directory(settings, database)
         if isinstance(directory, SqlUserDirectory):
             Step(directory.check).setServiceParent(self)
             directory = BatchedUserDirectory(directory, clock=reactor)
         metrics = Metrics()
         pubsub = MemoryPubSub()
-        notifications = NotificationService(PostgresNotificationStore(database), pubsub, metrics)
+        inboxes = PostgresNotificationStore(database)
+        notifications = NotificationService(inboxes, pubsub, clock=reactor, metrics=metrics)
         notifications.setServiceParent(self)
+        InboxUpkeep(
+            inboxes,
+            clock=reactor,
+            metrics=metrics,
+            undelivered_after=settings.undelivered_after,
+            retention_days=settings.retention_days,
+            retention_count=settings.retention_count,
+        ).setServiceParent(self)
         listener = Listener(url, CHANNEL, notifications.wake, reactor=reactor, application_name=name)
         listener.setServiceParent(self)
         history = History(
@@ -206,6 +209,18 @@ class Flow(OrderedMultiService):
         self.clients, self.admin = clients, admin
         if settings.demo:
             Demo(self, data_dir.path / "api-key", secret).setServiceParent(self)
+
+    def _add_database(self, data_dir: DataDir, name: str) -> tuple[str, Database]:
+        url = self.settings.database
+        if url is None:
+            embedded = EmbeddedPostgres(data_dir.path, reactor=self._reactor)
+            embedded.setServiceParent(self)
+            url = embedded.url
+        slots = self.settings.database_connections
+        database = Database(url, reactor=self._reactor, slots=slots, application_name=name)
+        database.setServiceParent(self)
+        Step(lambda: migrate(database)).setServiceParent(self)
+        return url, database
 
 
 def make_service(settings: Settings, *, reactor: Any, router: Router | None = None) -> Flow:

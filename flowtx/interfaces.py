@@ -43,58 +43,6 @@ class User(msgspec.Struct, frozen=True):
     email: str | None
 
 
-class Notification(msgspec.Struct, frozen=True):
-    """One entry of a user's inbox, in the form that clients get.
-
-    Attributes:
-        id: a UUID.
-        seq: 1, 2, 3… per user, without holes, in the order of commits.
-        type: e.g. ``deal.won``.
-        payload: JSON.
-        inserted_at: ISO 8601, UTC.
-        read_at: ISO 8601, UTC, or None while unread.
-    """
-
-    id: str
-    seq: int
-    type: str
-    payload: msgspec.Raw
-    inserted_at: str
-    read_at: str | None
-
-
-class Pushed(msgspec.Struct, frozen=True):
-    """A notification that is on disk."""
-
-    user_id: str
-    id: str
-    seq: int
-
-
-class Backlog(msgspec.Struct, frozen=True):
-    """What a client that joins has not seen yet.
-
-    Attributes:
-        notifications: in the order of seq.
-        unread: how many of the inbox are unread.
-        last_seq: the highest seq of the inbox, 0 where it is empty.
-        truncated: whether older ones were left out.
-    """
-
-    notifications: Sequence[Notification]
-    unread: int
-    last_seq: int
-    truncated: bool
-
-
-class ReadMarks(msgspec.Struct, frozen=True):
-    """Which notifications to mark as read: exactly one of the three is set."""
-
-    ids: tuple[str, ...] | None = None
-    up_to_seq: int | None = None
-    all: bool = False
-
-
 class FinishedSession(msgspec.Struct, frozen=True):
     """What is kept of a Session that has ended.
 
@@ -131,42 +79,6 @@ class IUserDirectory(Interface):
 
         Fires with the users found, by id; an id that is absent is unknown. Fails with
         `flowtx.errors.StorageError` where the directory cannot be asked.
-        """
-
-
-class INotificationStore(Interface):
-    """Keeps the inboxes. All of its methods fail with `flowtx.errors.StorageError`."""
-
-    def push(
-        user_ids: Sequence[str], type_: str, payload: bytes, idempotency_key: str | None
-    ) -> Awaitable[Sequence[Pushed]]:
-        """Append to the inbox of each user, all or none.
-
-        Fires once it is on disk, in the order of ``user_ids``. Fails with
-        `flowtx.errors.Conflict` where the key was used for something else, and with
-        `flowtx.errors.InvalidPayload` where the database refuses a value.
-        """
-
-    def backlog(user_id: str, after_seq: int | None, limit: int) -> Awaitable[Backlog]:
-        """Read what follows ``after_seq``, or where it is None what is unread.
-
-        Fires with the newest ``limit`` of them.
-        """
-
-    def after(cursors: Mapping[str, int], limit: int) -> Awaitable[Mapping[str, Sequence[Notification]]]:
-        """Read what follows each user's seq: the first ``limit`` of each user, in the order of seq."""
-
-    def changed(since: str | None) -> Awaitable[tuple[str, frozenset[str]]]:
-        """Find whose inbox grew since a mark that an earlier call gave; None sets the first mark.
-
-        Fires with the new mark and the ids of the users. A notification that commits later than
-        another one with a higher mark is not skipped.
-        """
-
-    def mark_read(user_id: str, marks: ReadMarks) -> Awaitable[int]:
-        """Mark notifications of one user as read; ids of others have no effect.
-
-        Fires with the number of those still unread.
         """
 
 
@@ -238,6 +150,9 @@ class ITransport(Interface):
 
     def send(frame: Frame) -> None:
         """Send, or queue within bounds; without effect once closed."""
+
+    def ping(payload: bytes) -> None:
+        """Send a Ping after what was sent before; the client's Pong goes to the Socket."""
 
     def close(close: Close) -> None:
         """Close with a code and a reason; what still waits to be sent is given up."""

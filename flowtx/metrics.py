@@ -56,6 +56,11 @@ class Metrics:
         self.notifications_delivered = Counter(
             "flowtx_notifications_delivered_total", "Notifications sent to connections", registry=registry
         )
+        self.notifications_undelivered = Counter(
+            "flowtx_notifications_undelivered_total",
+            "Notifications that nobody got in time",
+            registry=registry,
+        )
         self.notify_latency = Histogram(
             "flowtx_notify_latency_seconds",
             "From the insertion of a notification to its being sent to those who are here",

@@ -96,6 +96,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     outbox_limit: Annotated[int, Meta(ge=1024, description="bytes that may wait for one connection")] = (
         1_048_576
     )
+    undelivered_after: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description="seconds after which a notification that nobody got is undelivered; 0 for never",
+        ),
+    ] = 300.0
+    retention_days: Annotated[
+        float, Meta(ge=0, le=36_500, description="days for which a notification is kept; 0 for ever")
+    ] = 90.0
+    retention_count: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000_000, description="notifications of a user that are kept; 0 for any number"),
+    ] = 100_000
     check_origin: Annotated[
         tuple[str, ...] | None,
         Meta(description="false, or origins such as //*.example.com; default the listen host"),

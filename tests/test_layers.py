@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 
 #: From the ground up. A part may import what lies in lower layers, and of its own layer what `BESIDE` has.
 LAYERS: Final = (
-    {"interfaces", "errors", "config", "settings", "metrics", "service", "oneshot"},
+    {"interfaces", "inbox", "errors", "config", "settings", "metrics", "service", "oneshot", "periodic"},
     {"protocol"},
     {"channels", "sessions", "presence", "pubsub", "notifications"},
     {
@@ -40,12 +40,14 @@ LAYERS: Final = (
 
 BESIDE: Final = {
     "interfaces": LAYERS[0],
+    "inbox": LAYERS[0],
     "errors": LAYERS[0],
     "config": LAYERS[0],
     "settings": LAYERS[0],
     "metrics": LAYERS[0],
     "service": LAYERS[0],
     "oneshot": LAYERS[0],
+    "periodic": LAYERS[0],
     "notifications": {"sessions", "channels", "pubsub"},
     "sessions": {"channels", "pubsub"},
     "channels": {"pubsub"},
@@ -229,7 +231,7 @@ PLANTED = [
         "flowtx.channels.router imports flowtx.sessions",
     ),
     ("pubsub/memory.py", "from flowtx.channels.channel import ok", "flowtx.pubsub.memory imports"),
-    ("sessions/session.py", "from flowtx.notifications.service import Reader", "does not lie below it"),
+    ("sessions/session.py", "from flowtx.notifications.delivery import Reader", "does not lie below it"),
     ("sessions/session.py", "from flowtx.storage.postgres import Database", "does not lie below it"),
     ("web/api.py", "from flowtx.storage.postgres import Database", "flowtx.web.api imports flowtx.storage"),
     ("storage/users.py", "from flowtx.auth import mint", "flowtx.storage.users imports flowtx.auth, which"),

@@ -133,6 +133,14 @@ class Channel:
         """
         self._membership.push(event, payload)
 
+    def ping(self, payload: bytes) -> None:
+        """Send a WebSocket Ping behind what was sent before; ``socket.on_pong`` gets its answer.
+
+        Args:
+            payload: at most 125 bytes.
+        """
+        self._membership.ping(payload)
+
     def broadcast(self, event: str, payload: object) -> int:
         """Send an event to all who joined this topic; the number of those on this node.
 

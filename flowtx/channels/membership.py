@@ -78,7 +78,7 @@ class Membership:
         self._frame_ref: Ref = message.ref if message.join_ref == NULL_REF else message.join_ref
         self._state = State.JOINING
         self._mailbox: deque[Message] = deque()
-        self._held: list[Frame] | None = []
+        self._held: list[Frame | bytes] | None = []
         self._running: Deferred[Any] | None = None
         self._pumping = False
         self._ended: Deferred[None] | None = None
@@ -136,7 +136,7 @@ class Membership:
         self._state = State.JOINED
         self._socket.pubsub.subscribe(self.topic, self)
         for waiting in held or ():
-            self._socket.send(waiting)
+            self._send(waiting)
 
     # Messages of the client
 
@@ -234,15 +234,22 @@ class Membership:
         else:
             self._send(frame)
 
+    def ping(self, payload: bytes) -> None:
+        if self._state is not State.CLOSED:
+            self._send(payload)
+
     def control_frame(self, event: str) -> Frame:
         payload = {"reason": "channel_crash"} if event == ERROR else {}
         return self._socket.serializer.control(self.join_ref, self.topic, event, payload)
 
-    def _send(self, frame: Frame) -> None:
-        if self._held is None:
+    def _send(self, frame: Frame | bytes) -> None:
+        """Send a frame, or a Ping with a payload, behind what was sent before."""
+        if self._held is not None:
+            self._held.append(frame)
+        elif isinstance(frame, Frame):
             self._socket.send(frame)
         else:
-            self._held.append(frame)
+            self._socket.ping(frame)
 
     # The end
 

@@ -14,20 +14,17 @@ What happens with a message, in the order of the checks:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
-from math import inf
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final
 from uuid import uuid4
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from flowtx.channels.channel import error, ok
 from flowtx.channels.membership import Membership
 from flowtx.channels.router import Router
-from flowtx.errors import InvalidPayload, Refused, StorageError
+from flowtx.channels.tokens import Renewal, Tokens
 from flowtx.interfaces import IPubSub, ITransport, Principal
 from flowtx.protocol.close import HEARTBEAT_TIMEOUT, TOKEN_ENDED, TOO_MANY_MALFORMED, Close
 from flowtx.protocol.message import (
@@ -40,7 +37,6 @@ from flowtx.protocol.message import (
     MalformedFrame,
     Message,
 )
-from flowtx.protocol.payload import read_payload
 from flowtx.protocol.serializer import Serializer
 
 ACCESS_TOKEN: Final = "access_token"  # noqa: S105 - an event
@@ -48,18 +44,6 @@ MAX_MALFORMED: Final = 10
 MALFORMED_PERIOD: Final = 60.0
 MAX_QUEUED: Final = 64
 MAX_TOPIC_LENGTH: Final = 1024
-
-
-class Tokens(NamedTuple):
-    """What a connection must know of tokens.
-
-    Attributes:
-        verify: tells whom a token names, or fails with `Refused` or `StorageError`.
-        remaining: seconds for which a principal's token still keeps a connection open.
-    """
-
-    verify: Callable[[str], Awaitable[Principal]]
-    remaining: Callable[[Principal], float]
 
 
 class Socket:
@@ -74,6 +58,7 @@ class Socket:
         last_activity_at: when anything but a heartbeat last came.
         messages_received: how many messages have come, heartbeats too.
         device: what the client calls its device, or None.
+        on_pong: called with the payload of each Pong; None for nobody.
     """
 
     _log = Logger()
@@ -98,6 +83,7 @@ class Socket:
         self.pubsub = pubsub
         self.clock = clock
         self.device: str | None = None
+        self.on_pong: Callable[[bytes], None] | None = None
         self.messages_received = 0
         self.connected_at = self.last_received_at = self.last_activity_at = clock.seconds()
         self._router = router
@@ -109,9 +95,7 @@ class Socket:
         self._closed = False
         self._closed_with: Close | None = None
         self._when_closing: Callable[[Socket, Close | None], None] | None = None
-        self._tokens = tokens
-        self._token_ends_at = inf if tokens is None else self.connected_at + tokens.remaining(principal)
-        self._renewing: Deferred[None] | None = None
+        self._renewal = Renewal(self, tokens)
         # One timer a connection, set anew only when it fires: a message costs two assignments.
         self._deadline: IDelayedCall | None = None
         self._set_deadline()
@@ -147,6 +131,12 @@ class Socket:
         else:
             self.dispatch(message)
 
+    def pong_received(self, payload: bytes) -> None:
+        """Take the answer to a Ping."""
+        self.touched()
+        if self.on_pong is not None and not self._closed:
+            self.on_pong(payload)
+
     def touched(self) -> None:
         """Note a sign of life: any frame of the client's, pings and pongs too."""
         self.last_received_at = self.clock.seconds()
@@ -161,8 +151,7 @@ class Socket:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        if self._renewing is not None:
-            self._renewing.cancel()
+        self._renewal.cancel()
         memberships = list(self._memberships.values())
         self._memberships.clear()
         ended = DeferredList([membership.stop("closed") for membership in memberships])
@@ -174,6 +163,11 @@ class Socket:
         """Send a frame; without effect once the connection is closed or has gone."""
         if not self._closed:
             self.transport.send(frame)
+
+    def ping(self, payload: bytes) -> None:
+        """Send a Ping after what was sent before; `on_pong` gets the answer."""
+        if not self._closed:
+            self.transport.ping(payload)
 
     def close(self, close: Close) -> None:
         """Close the connection, once; its channels end when it has gone.
@@ -228,6 +222,13 @@ class Socket:
         for membership in tuple(self._memberships.values()):
             membership.crash()
 
+    # From the renewal
+
+    def token_renewed(self) -> None:
+        """Go by the new token's end."""
+        if not self._closed:
+            self._set_deadline()
+
     # Within
 
     def dispatch(self, message: Message) -> None:
@@ -245,7 +246,7 @@ class Socket:
             if not membership.accepts(message.join_ref):
                 return
             if event == ACCESS_TOKEN:
-                self._renew(message, membership)
+                self._renewal.renew(message, membership)
             else:
                 membership.receive(message)
         elif event == LEAVE:
@@ -292,56 +293,18 @@ class Socket:
             )
             self.close(TOO_MANY_MALFORMED)
 
-    # The token
-
-    def _renew(self, message: Message, membership: Membership) -> None:
-        if self._tokens is None or self._renewing is not None:
-            membership.reply(message.ref, error({"reason": "unavailable"}))
-            return
-        renewing = Deferred.fromCoroutine(self._renewed(message, self._tokens))
-        if not renewing.called:
-            self._renewing = renewing
-        renewing.addBoth(self._answer_renewal, message, membership)
-
-    async def _renewed(self, message: Message, tokens: Tokens) -> None:
-        payload = read_payload(message)
-        token = payload.get("access_token") if isinstance(payload, dict) else None
-        if not isinstance(token, str):
-            raise InvalidPayload("access_token takes an object with the token as access_token")
-        principal = await tokens.verify(token)
-        if principal.user_id != self.principal.user_id:
-            raise Refused("invalid_token")
-        self.principal = principal
-        self._token_ends_at = self.clock.seconds() + tokens.remaining(principal)
-
-    def _answer_renewal(self, result: Failure | None, message: Message, membership: Membership) -> None:
-        self._renewing = None
-        if result is None:
-            if not self._closed:
-                self._set_deadline()
-            reply = ok()
-        elif isinstance(result.value, InvalidPayload):
-            reply = error({"reason": "invalid_payload", "detail": result.value.detail})
-        elif isinstance(result.value, Refused):
-            reply = error({"reason": result.value.reason})
-        else:
-            if not isinstance(result.value, StorageError | CancelledError):
-                self._log.failure("A token could not be renewed", result)
-            reply = error({"reason": "unavailable"})
-        membership.reply(message.ref, reply)
-
     # The end
 
     def _set_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        ends_at = min(self.last_received_at + self._heartbeat_timeout, self._token_ends_at)
+        ends_at = min(self.last_received_at + self._heartbeat_timeout, self._renewal.ends_at)
         self._deadline = self.clock.callLater(max(0.0, ends_at - self.clock.seconds()), self._check_deadline)
 
     def _check_deadline(self) -> None:
         self._deadline = None
         now = self.clock.seconds()
-        if self._token_ends_at <= now:
+        if self._renewal.ends_at <= now:
             self.close(TOKEN_ENDED)
         elif self.last_received_at + self._heartbeat_timeout <= now:
             self.close(HEARTBEAT_TIMEOUT)

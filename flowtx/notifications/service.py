@@ -1,101 +1,60 @@
-"""Notifications: pushed into inboxes, read back as they commit, handed to the clients that are here.
-
-The database is the truth; a wake-up only says that it is worth a look. Each client's channel has a
-`Reader` with a cursor of its own: the highest seq it has been given. A channel opens its reader
-before it reads its backlog, so that what commits meanwhile is noticed, and gives it its first cursor
-with the backlog: there is no gap between the two, and nothing comes twice.
-"""
+"""Notifications, as the backend and the application see them: push, read, list, subscribe."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList
-from twisted.logger import Logger
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
-from flowtx.errors import InvalidPayload, StorageError
-from flowtx.interfaces import (
-    Backlog,
-    INotificationStore,
-    IPubSub,
-    Notification,
-    Pushed,
-    ReadMarks,
-    Subscriber,
-)
+from flowtx.errors import InvalidPayload
+from flowtx.inbox import MAX_PAYLOAD, INotificationStore, Listed, Push, Pushed, ReadMarks
+from flowtx.interfaces import IPubSub, Subscriber
 from flowtx.metrics import Metrics
+from flowtx.notifications.delivery import Delivery
+from flowtx.notifications.pushing import Pushing
+from flowtx.notifications.receipts import ReceiptBook
 from flowtx.protocol.message import Broadcast
+from flowtx.protocol.payload import read_json
 from flowtx.sessions.session import user_topic
 
-MAX_BACKLOG: Final = 1_000
-MAX_PAYLOAD: Final = 65_536
 MAX_USERS: Final = 10_000
-_READ_USERS: Final = 100
-_READ_ROWS: Final = 200
+MAX_PAGE: Final = 100
+MAX_PATTERNS: Final = 100
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-
-
-class Reader:
-    """One channel's place in its user's inbox; made by `NotificationService.open`.
-
-    Attributes:
-        cursor: the highest seq it was given; None until its backlog has been read.
-    """
-
-    __slots__ = ("_close", "_deliver", "cursor", "missed")
-
-    def __init__(
-        self, deliver: Callable[[Sequence[Notification]], None], close: Callable[[Reader], None]
-    ) -> None:
-        self.cursor: int | None = None
-        self.missed = False
-        self._deliver = deliver
-        self._close = close
-
-    def give(self, base: int, notifications: Sequence[Notification]) -> bool:
-        """Deliver what follows the cursor, out of what follows ``base``.
-
-        Returns:
-            False where something may lie between the cursor and ``base``, and nothing was delivered.
-        """
-        if self.cursor is None:
-            self.missed = True
-            return True
-        if base > self.cursor:
-            return False
-        fresh = [notification for notification in notifications if notification.seq > self.cursor]
-        if fresh:
-            self.cursor = fresh[-1].seq
-            self._deliver(fresh)
-        return True
-
-    def close(self) -> None:
-        """Take no more notifications."""
-        self._close(self)
+_USER_ID: Final = re.compile(r"[A-Za-z0-9_.:@-]{1,128}")
+_TEXT: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
+_PATTERN: Final = re.compile(r"[^*\x00-\x1f\x7f\ud800-\udfff]{0,127}(\*|[^*\x00-\x1f\x7f\ud800-\udfff])")
+_MAX_SEQ: Final = 2**63 - 1
 
 
 class NotificationService(Service):
-    """See the module.
+    """The inboxes: what is pushed is kept, and is handed to the user's clients as it commits.
 
     Args:
         store: keeps the inboxes.
         pubsub: tells a user's other connections what one of them has read.
+        clock: the time.
         metrics: counts.
-        wall: seconds since the epoch, for the latency.
-    """
+        wall: seconds since the epoch.
 
-    _log = Logger()
+    Attributes:
+        delivery: hands notifications to the clients that are here.
+    """
 
     def __init__(
         self,
         store: INotificationStore,
         pubsub: IPubSub,
+        *,
+        clock: IReactorTime,
         metrics: Metrics | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -103,20 +62,33 @@ class NotificationService(Service):
         self._pubsub = pubsub
         self._metrics = metrics or Metrics()
         self._wall = wall
-        self._readers: dict[str, set[Reader]] = {}
-        self._behind: set[str] = set()
-        self._mark: str | None = None
-        self._catching_up: set[Deferred[None]] = set()
+        self._pushing = Pushing(store, clock)
+        self._receipts = ReceiptBook(store, clock)
+        self.delivery = Delivery(store, self._receipts, self._metrics, wall)
 
     def stopService(self) -> Deferred[None]:
-        """Wait for reads under way."""
+        """Refuse further pushes, and wait for what is under way."""
         super().stopService()
-        return DeferredList(list(self._catching_up)).addCallback(lambda _: None)
+        return Deferred.fromCoroutine(self._stop())
 
-    # For the backend
+    async def _stop(self) -> None:
+        await self._pushing.stop()
+        await self.delivery.stop()
+        await self._receipts.stop()
+
+    async def wake(self) -> None:
+        """Look for what has committed; see `flowtx.notifications.delivery.Delivery.wake`."""
+        await self.delivery.wake()
 
     async def push_notification(
-        self, user_id: str, type_: str, payload: object, idempotency_key: str | None = None
+        self,
+        user_id: str,
+        type_: str,
+        payload: object,
+        idempotency_key: str | None = None,
+        *,
+        expires_at: datetime | None = None,
+        collapse_key: str | None = None,
     ) -> Pushed:
         """Append a notification to a user's inbox; it reaches the user's connections by itself.
 
@@ -124,7 +96,10 @@ class NotificationService(Service):
             user_id: the user.
             type_: e.g. ``deal.won``; 1 to 128 characters.
             payload: any JSON value, at most 65,536 bytes.
-            idempotency_key: a second push with the same key and content gives the first one's seq.
+            idempotency_key: for 24 hours, a second push with the same key and content gives the
+                first one's seq.
+            expires_at: from then on it is neither listed nor counted nor sent.
+            collapse_key: it takes the place of an unread notification with the same one.
 
         Returns:
             Its id and seq, once it is on disk.
@@ -134,28 +109,51 @@ class NotificationService(Service):
             Conflict: the key was used for another notification.
             StorageError: the database cannot be asked; see there what may be tried again.
         """
-        return (await self.push_notifications([user_id], type_, payload, idempotency_key))[0]
+        pushed = await self.push_notifications(
+            [user_id], type_, payload, idempotency_key, expires_at=expires_at, collapse_key=collapse_key
+        )
+        return pushed[0]
 
     async def push_notifications(
-        self, user_ids: Sequence[str], type_: str, payload: object, idempotency_key: str | None = None
+        self,
+        user_ids: Sequence[str],
+        type_: str,
+        payload: object,
+        idempotency_key: str | None = None,
+        *,
+        expires_at: datetime | None = None,
+        collapse_key: str | None = None,
     ) -> Sequence[Pushed]:
         """Append a notification to the inboxes of up to 10,000 users, all or none of them.
 
-        Returns, Raises: see `push_notification`.
+        Args, Returns, Raises: see `push_notification`.
         """
         if not 1 <= len(user_ids) <= MAX_USERS:
             raise InvalidPayload(f"user_ids: got {len(user_ids)}; it takes 1 to {MAX_USERS}")
-        try:
-            text = msgspec.json.encode(payload)
-        except (TypeError, ValueError) as error:
-            raise InvalidPayload(f"payload: cannot be written as JSON: {error}") from None
-        if len(text) > MAX_PAYLOAD:
-            raise InvalidPayload(f"payload: got {len(text)} bytes; it takes at most {MAX_PAYLOAD}")
-        if _NUL.search(text):
-            raise InvalidPayload("payload: has a NUL character, which PostgreSQL cannot store")
-        pushed = await self._store.push(user_ids, type_, text, idempotency_key)
+        _check_user_ids(user_ids)
+        _check_text("type", type_, 128)
+        _check_text("idempotency_key", idempotency_key, 255)
+        _check_text("collapse_key", collapse_key, 128)
+        push = Push(
+            tuple(dict.fromkeys(user_ids)),
+            type_,
+            _encode(payload),
+            idempotency_key,
+            self._check_expiry(expires_at),
+            collapse_key,
+        )
+        pushed = await self._pushing.push(push)
         self._metrics.notifications_pushed.inc(len(pushed))
         return pushed
+
+    def _check_expiry(self, expires_at: datetime | None) -> datetime | None:
+        if expires_at is None:
+            return None
+        if expires_at.tzinfo is None:
+            raise InvalidPayload("expires_at: got a time without a zone; it takes one with, such as …Z")
+        if expires_at.timestamp() <= self._wall():
+            raise InvalidPayload(f"expires_at: got {expires_at.isoformat()}, which lies in the past")
+        return expires_at.astimezone(UTC)
 
     async def mark_notifications_read(
         self, user_id: str, marks: ReadMarks, sender: Subscriber | None = None
@@ -184,92 +182,103 @@ class NotificationService(Service):
         self._pubsub.broadcast(Broadcast(user_topic(user_id), "notifications_read", told), sender)
         return unread
 
-    # For the channels
+    async def list_notifications(
+        self, user_id: str, before_seq: int | None = None, limit: int = MAX_PAGE, *, unread: bool = False
+    ) -> Listed:
+        """List a user's notifications, the newest first; the next page begins before the last one's seq.
 
-    def open(self, user_id: str, deliver: Callable[[Sequence[Notification]], None]) -> Reader:
-        """Begin to watch a user's inbox, before the backlog is read."""
-        reader = Reader(deliver, lambda reader: self._closed(user_id, reader))
-        self._readers.setdefault(user_id, set()).add(reader)
-        return reader
-
-    def _closed(self, user_id: str, reader: Reader) -> None:
-        readers = self._readers.get(user_id)
-        if readers is not None:
-            readers.discard(reader)
-            if not readers:
-                del self._readers[user_id]
-
-    def sent(self, count: int) -> None:
-        """Count notifications sent to a connection."""
-        self._metrics.notifications_delivered.inc(count)
-
-    async def backlog(self, user_id: str, after_seq: int | None) -> Backlog:
-        """Read what a client that joins has not seen: what follows ``after_seq``, or what is unread."""
-        return await self._store.backlog(user_id, after_seq, MAX_BACKLOG)
-
-    def begin(self, user_id: str, reader: Reader, last_seq: int) -> None:
-        """Give a reader its first cursor: the highest seq at the moment its backlog was read."""
-        reader.cursor = last_seq
-        if reader.missed:
-            reader.missed = False
-            self._catch_up(user_id)
-
-    def _catch_up(self, user_id: str) -> None:
-        self._behind.add(user_id)
-        reading = Deferred.fromCoroutine(self._read([user_id]))
-        self._catching_up.add(reading)
-        reading.addErrback(self._read_failed)
-        reading.addBoth(lambda _: self._catching_up.discard(reading))
-
-    def _read_failed(self, failure: Any) -> None:
-        # The users stay behind, so the next wake-up tries again.
-        failure.trap(StorageError)
-        self._log.warn("Cannot read notifications: {error}", error=failure.value)
-
-    # For the listener
-
-    async def wake(self) -> None:
-        """Look for what has committed since the last look and hand it to those who are here.
+        Args:
+            user_id: the user.
+            before_seq: only those before this one.
+            limit: how many, 1 to 100.
+            unread: only those that are unread.
 
         Raises:
-            StorageError: the database cannot be asked; the next call finds what this one did not.
+            InvalidPayload: an argument is not of that form.
+            StorageError: the database cannot be asked.
         """
-        self._mark, changed = await self._store.changed(self._mark)
-        self._behind |= changed & self._readers.keys()
-        await self._read(tuple(self._behind))
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidPayload(f"limit: got {limit}; it takes 1 to {MAX_PAGE}")
+        if before_seq is not None and not 0 <= before_seq <= _MAX_SEQ:
+            raise InvalidPayload(f"before_seq: got {before_seq}; it takes 0 to 2^63-1")
+        return await self._store.list_page(user_id, before_seq, limit, unread)
 
-    async def _read(self, user_ids: Sequence[str]) -> None:
-        for start in range(0, len(user_ids), _READ_USERS):
-            remaining: Iterable[str] = user_ids[start : start + _READ_USERS]
-            while remaining:
-                remaining = await self._read_some(remaining)
+    async def subscribe_to_notifications(
+        self, user_id: str, types: Sequence[str] = (), *, remove: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """Change which types of notifications a user is sent live; all, as long as none is named.
 
-    async def _read_some(self, user_ids: Iterable[str]) -> list[str]:
-        """Read once for some users; those of whom there may be more."""
-        self._behind.difference_update(user_ids)
-        cursors = {}
-        for user_id in user_ids:
-            begun = []
-            for reader in self._readers.get(user_id, ()):
-                if reader.cursor is None:
-                    reader.missed = True
-                else:
-                    begun.append(reader.cursor)
-            if begun:
-                cursors[user_id] = min(begun)
-        if not cursors:
-            return []
+        Args:
+            user_id: the user.
+            types: patterns to add: a type, or the beginning of types and a star, such as ``deal.*``.
+            remove: patterns to take away.
+
+        Returns:
+            Those that there are then.
+
+        Raises:
+            InvalidPayload: an argument is not of that form, or there would be more than 100.
+            StorageError: the database cannot be asked.
+        """
+        _check_user_ids([user_id])
+        for pattern in (*types, *remove):
+            if not _PATTERN.fullmatch(pattern):
+                raise InvalidPayload(
+                    f"types: got {pattern[:140]!r}; it takes a type of 1 to 128 characters, or the "
+                    "beginning of types and a star"
+                )
+        patterns = await self._store.subscribe(user_id, types, remove)
+        for reader in self.delivery.readers(user_id):
+            reader.types = patterns
+        return patterns
+
+    def subscriptions(self, user_id: str) -> tuple[str, ...]:
+        """The patterns of a user who has joined here; see `subscribe_to_notifications`."""
+        return next((reader.types for reader in self.delivery.readers(user_id)), ())
+
+
+def _check_user_ids(user_ids: Sequence[str]) -> None:
+    for user_id in user_ids:
+        if not _USER_ID.fullmatch(user_id):
+            raise InvalidPayload(
+                f"user_id: got {user_id[:140]!r}; it takes 1 to 128 of A-Z a-z 0-9 _ . : @ -"
+            )
+
+
+def _check_text(name: str, text: str | None, most: int) -> None:
+    if text is not None and not (len(text) <= most and _TEXT.fullmatch(text)):
+        raise InvalidPayload(
+            f"{name}: got {text[:140]!r}; it takes 1 to {most} characters, none of them a control character"
+        )
+
+
+def _encode(payload: object) -> bytes:
+    if isinstance(payload, msgspec.Raw):
+        text = bytes(payload)
+    else:
         try:
-            found = await self._store.after(cursors, _READ_ROWS)
-        except BaseException:
-            self._behind.update(cursors)
-            raise
-        again = []
-        for user_id, notifications in found.items():
-            readers = tuple(self._readers.get(user_id, ()))
-            taken = [reader.give(cursors[user_id], notifications) for reader in readers]
-            inserted_at = datetime.fromisoformat(notifications[-1].inserted_at)
-            self._metrics.notify_latency.observe(max(0.0, self._wall() - inserted_at.timestamp()))
-            if len(notifications) == _READ_ROWS or not all(taken):
-                again.append(user_id)
-        return again
+            text = msgspec.json.encode(payload)
+            finite = _is_finite(payload)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidPayload(f"payload: cannot be written as JSON: {error}") from None
+        if not finite:
+            raise InvalidPayload("payload: has NaN or Infinity, which JSON has not")
+    if len(text) > MAX_PAYLOAD:
+        raise InvalidPayload(f"payload: got {len(text)} bytes; it takes at most {MAX_PAYLOAD}")
+    if _NUL.search(text):
+        raise InvalidPayload("payload: has a NUL character, which PostgreSQL cannot store")
+    try:
+        read_json(text, max_nodes=None)
+    except InvalidPayload as problem:
+        raise InvalidPayload(f"payload: {problem.detail}") from None
+    return text
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_finite, value))
+    return True

@@ -10,8 +10,9 @@ from msgspec import Meta
 
 from flowtx.channels.channel import Channel, Reply, UnhandledEvent, error, ok
 from flowtx.errors import InvalidPayload, Refused, Unavailable
-from flowtx.interfaces import Notification, ReadMarks
-from flowtx.notifications.service import NotificationService, Reader
+from flowtx.inbox import Notification, ReadMarks, Undeliverable
+from flowtx.notifications.reader import Reader
+from flowtx.notifications.service import MAX_PAGE, MAX_PATTERNS, NotificationService
 from flowtx.sessions.service import SessionService
 from flowtx.sessions.session import Session, user_topic
 
@@ -40,6 +41,26 @@ class MarkReadPayload(msgspec.Struct):
     ids: Annotated[list[Uuid], Meta(max_length=1_000)] | None = None
     up_to_seq: Seq | None = None
     all: Literal[True] | None = None
+
+
+class ListPayload(msgspec.Struct):
+    """Which page of the notifications a client asks for."""
+
+    before_seq: Seq | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = MAX_PAGE
+    unread: bool = False
+
+
+class TypesPayload(msgspec.Struct):
+    """Patterns of types that a user wants, or does not want any more."""
+
+    types: Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=MAX_PATTERNS)]
+
+
+class AckPayload(msgspec.Struct):
+    """Up to where a client has everything."""
+
+    seq: Seq
 
 
 class UserChannel(Channel):
@@ -72,14 +93,14 @@ class UserChannel(Channel):
         asked = _read({} if payload is None else payload, JoinPayload)
         self.socket.device = asked.device
         await self._when_ready(session)
-        reader = self._reader = self._notifications.open(user_id, self._deliver)
+        delivery = self._notifications.delivery
+        reader = self._reader = delivery.open(user_id, self)
+        self.socket.on_pong = lambda payload: delivery.ponged(reader, payload)
         try:
-            backlog = await self._notifications.backlog(user_id, asked.last_seq)
+            backlog = await delivery.begin(reader, asked.last_seq)
         except BaseException:
-            reader.close()
+            self._leave(reader)
             raise
-        self._deliver(backlog.notifications)
-        self._notifications.begin(user_id, reader, backlog.last_seq)
         # From here to the return nothing is awaited: what is broadcast next comes by itself.
         missed = session.take_missed(self.socket)
         for broadcast in missed or ():
@@ -105,16 +126,31 @@ class UserChannel(Channel):
             raise Unavailable(f"the Session was refused: {refused.reason}") from None
 
     async def handle_in(self, event: str, payload: Any) -> Reply:
-        if event == "mark_read":
-            return await self._mark_read(_read(payload, MarkReadPayload))
-        if event == "activity":
-            _read(payload, ActivityPayload)
-            return ok()
+        match event:
+            case "mark_read":
+                return await self._mark_read(_read(payload, MarkReadPayload))
+            case "list_notifications":
+                return await self._list(_read(payload, ListPayload))
+            case "subscribe":
+                types = _read(payload, TypesPayload).types
+                return await self._subscribe(add=types)
+            case "unsubscribe":
+                types = _read(payload, TypesPayload).types
+                return await self._subscribe(remove=types)
+            case "ack":
+                return self._ack(_read(payload, AckPayload))
+            case "activity":
+                _read(payload, ActivityPayload)
+                return ok()
         raise UnhandledEvent(event)
 
     def terminate(self, reason: str) -> None:  # noqa: ARG002
         if self._reader is not None:
-            self._reader.close()
+            self._leave(self._reader)
+
+    def _leave(self, reader: Reader) -> None:
+        self._notifications.delivery.close(reader)
+        self.socket.on_pong = None
 
     async def _mark_read(self, asked: MarkReadPayload) -> Reply:
         if sum(given is not None for given in (asked.ids, asked.up_to_seq, asked.all)) != 1:
@@ -129,10 +165,33 @@ class UserChannel(Channel):
         )
         return ok({"unread": unread})
 
-    def _deliver(self, notifications: Sequence[Notification]) -> None:
-        for notification in notifications:
-            self.push("notification", notification)
-        self._notifications.sent(len(notifications))
+    async def _list(self, asked: ListPayload) -> Reply:
+        listed = await self._notifications.list_notifications(
+            self.socket.principal.user_id, asked.before_seq, asked.limit, unread=asked.unread
+        )
+        response: dict[str, Any] = {"notifications": listed.notifications, "unread": listed.unread}
+        if listed.truncated:
+            response["truncated"] = True
+        return ok(response)
+
+    async def _subscribe(self, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Reply:
+        types = await self._notifications.subscribe_to_notifications(
+            self.socket.principal.user_id, add, remove=remove
+        )
+        return ok({"types": types})
+
+    def _ack(self, asked: AckPayload) -> Reply:
+        if self._reader is not None:
+            self._notifications.delivery.received(self._reader, asked.seq)
+        return ok()
+
+    # What the reader calls
+
+    def deliver(self, entries: Sequence[Notification | Undeliverable]) -> None:
+        """Send notifications to the client."""
+        for entry in entries:
+            event = "undeliverable" if isinstance(entry, Undeliverable) else "notification"
+            self.push(event, entry)
 
 
 def _read(payload: Any, form: type[T]) -> T:

@@ -59,13 +59,14 @@ class SessionInfo(msgspec.Struct, frozen=True):
     connections: Sequence[ConnectionInfo]
 
 
-def describe(session: Session, clock: float, wall: float) -> SessionInfo:
+def describe(session: Session, clock: float, wall: float, types: Sequence[str] = ()) -> SessionInfo:
     """Describe a Session.
 
     Args:
         session: the Session.
         clock: what its clock says now.
         wall: the time now, in seconds since the epoch.
+        types: the types of notifications that the user has asked for.
     """
     ahead = wall - clock
     return SessionInfo(
@@ -74,7 +75,7 @@ def describe(session: Session, clock: float, wall: float) -> SessionInfo:
         state=session.state.value,
         connected_at=_iso(session.started_at + ahead),
         last_activity_at=_iso(session.last_activity_at + ahead),
-        notification_subscriptions=(),
+        notification_subscriptions=types,
         metadata={},
         connections=[_describe_connection(socket, ahead) for socket in session.sockets],
     )

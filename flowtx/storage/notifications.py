@@ -1,66 +1,145 @@
-"""The inboxes in PostgreSQL; see ``schema/0001_first.sql`` for what keeps them in order."""
+"""The inboxes in PostgreSQL; see ``schema/0003_inbox.sql`` for what keeps them in order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 import psycopg2
+from psycopg2 import errors
 from zope.interface import implementer
 
-from flowtx.errors import Conflict, InvalidPayload
-from flowtx.interfaces import Backlog, INotificationStore, Notification, Pushed, ReadMarks
+from flowtx.errors import Conflict, InvalidPayload, Unavailable
+from flowtx.inbox import (
+    MAX_PAYLOAD,
+    Backlog,
+    Busy,
+    INotificationStore,
+    Listed,
+    Notification,
+    Outcome,
+    Page,
+    Push,
+    Pushed,
+    ReadMarks,
+    Receipts,
+    Undeliverable,
+    Want,
+)
 from flowtx.storage.postgres import Database, first_line
+from flowtx.storage.upkeep import Upkeep
 
 CHANNEL: Final = "flow_inbox"
 """The channel on which a commit that added to an inbox sends a NOTIFY, without a payload."""
 
+MAX_CHANGED: Final = 20_000
 _MAX_SEQ: Final = 2**63 - 1
-_CONFLICT: Final = "FX409"
+_PAGE_BYTES: Final = 262_144
+_LIST_BYTES: Final = 524_288
+_MARK_AT_ONCE: Final = 5_000
 
-_COLUMNS: Final = """
-    n.id::text, n.seq, n.type, n.payload::text,
-    to_char(n.inserted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    to_char(n.read_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+_PUSH: Final = """
+    SELECT push, user_id, id::text, seq, outcome
+    FROM flow.append(%s::int[], %s::text[], %s::text[], %s::jsonb[], %s::text[], %s::timestamptz[],
+                     %s::text[], %s)
 """
 
-# One statement each, so that the counts and the list are of one moment.
-_BACKLOG: Final = """
-    SELECT i.unread, i.last_seq, {columns}
-    FROM (SELECT coalesce(max(unread), 0) AS unread, coalesce(max(last_seq), 0) AS last_seq
-          FROM flow.inboxes WHERE user_id = %s) i
-    LEFT JOIN LATERAL (
-        SELECT * FROM flow.notifications
-        WHERE user_id = %s AND {condition}
-        ORDER BY seq DESC LIMIT %s
-    ) n ON true
-    ORDER BY n.seq
+# In the form that clients get; a payload that is too large is not even read.
+_SHOWN: Final = f"""
+    n.id::text AS id, n.seq, n.type, CASE WHEN n.size <= {MAX_PAYLOAD} THEN n.body END AS body,
+    to_char(n.inserted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS inserted_at,
+    to_char(n.read_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS read_at
 """
-_BACKLOG_AFTER: Final = _BACKLOG.format(columns=_COLUMNS, condition="seq > %s")
-_BACKLOG_UNREAD: Final = _BACKLOG.format(columns=_COLUMNS, condition="read_at IS NULL")
+_SIZED: Final = (
+    "*, sum(least(size, {most})) OVER (ORDER BY seq {order}) - least(size, {most}) AS before".format(
+        most=MAX_PAYLOAD, order="{order}"
+    )
+)
+_TEXTS: Final = """
+    SELECT t.*, octet_length(t.body) AS size FROM (
+        SELECT n.*, n.payload::text AS body FROM flow.notifications n
+        WHERE n.user_id = {user_id} AND (n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+          AND {condition}
+        ORDER BY n.seq {order} LIMIT {limit}
+    ) t
+"""
+_UNREAD: Final = """(
+    i.unread - (SELECT count(*) FROM flow.notifications e WHERE e.user_id = i.user_id
+                AND e.read_at IS NULL AND e.expires_at <= clock_timestamp())
+)"""
+_TYPES: Final = "ARRAY(SELECT pattern FROM flow.subscriptions s WHERE s.user_id = {user_id} ORDER BY 1)"
 
-_AFTER: Final = f"""
-    SELECT n.user_id, {_COLUMNS}
-    FROM unnest(%s::text[], %s::bigint[]) AS c(user_id, seq)
-    CROSS JOIN LATERAL (
-        SELECT * FROM flow.notifications
-        WHERE user_id = c.user_id AND seq > c.seq
-        ORDER BY seq LIMIT %s
-    ) n
-    ORDER BY n.user_id, n.seq
-"""  # noqa: S608 - of constants only
+
+def _page_of(user_id: str, condition: str, limit: str, order: str = "") -> str:
+    """Write a query for a page, whose column ``before`` has the bytes of the entries before each."""
+    texts = _TEXTS.format(user_id=user_id, condition=condition, limit=limit, order=order)
+    return f"SELECT {_SIZED.format(order=order)} FROM ({texts}) sized"  # noqa: S608 - of constants only
+
+
+def _backlog(condition: str) -> str:
+    """Write the query for a backlog: one statement, so that counts and page are of one moment."""
+    page = _page_of("asked.user_id", f"n.seq > coalesce(floor.seq, asked.after_seq) AND {condition}", "%s")
+    types = _TYPES.format(user_id="asked.user_id")
+    return f"""
+        SELECT coalesce({_UNREAD}, 0), coalesce(i.last_seq, 0), floor.seq, {types}, n.before, {_SHOWN}
+        FROM (SELECT %s::text AS user_id, %s::bigint AS after_seq) asked
+        LEFT JOIN flow.inboxes i ON i.user_id = asked.user_id
+        LEFT JOIN LATERAL (
+            SELECT n.seq FROM flow.notifications n
+            WHERE n.user_id = asked.user_id AND n.seq > asked.after_seq AND {condition}
+              AND (n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+            ORDER BY n.seq DESC OFFSET %s LIMIT 1
+        ) floor ON true
+        LEFT JOIN LATERAL ({page}) n ON true
+        ORDER BY n.seq
+    """  # noqa: S608 - of constants only
+
+
+_BACKLOG_AFTER: Final = _backlog("true")
+_BACKLOG_UNREAD: Final = _backlog("n.read_at IS NULL")
+
+
+def _pages(condition: str) -> str:
+    page = _page_of("w.user_id", f"n.seq > w.after_seq AND {condition}", "%s")
+    return f"""
+        SELECT w.number, {_TYPES.format(user_id="w.user_id")}, n.before, {_SHOWN}
+        FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) WITH ORDINALITY
+             AS w(user_id, after_seq, unread_up_to, number)
+        CROSS JOIN LATERAL ({page}) n
+        ORDER BY w.number, n.seq
+    """  # noqa: S608 - of constants only
+
+
+_PAGES: Final = _pages("true")
+# By the index of what is unread: most of what lies between may have been read.
+_UNREAD_PAGES: Final = _pages("n.seq <= w.unread_up_to AND n.read_at IS NULL")
+
+_LIST: Final = """
+    SELECT coalesce({unread}, 0), n.before, {shown}
+    FROM (SELECT %s::text AS user_id) asked
+    LEFT JOIN flow.inboxes i ON i.user_id = asked.user_id
+    LEFT JOIN LATERAL ({page}) n ON true
+    ORDER BY n.seq DESC
+"""
+_LIST_ALL, _LIST_UNREAD = (
+    _LIST.format(
+        unread=_UNREAD, shown=_SHOWN, page=_page_of("asked.user_id", f"n.seq < %s AND {which}", "%s", "DESC")
+    )
+    for which in ("true", "n.read_at IS NULL")
+)
 
 # What was not visible in the earlier snapshot: the transactions that ran then, and those since.
-_CHANGED: Final = """
+_CHANGED: Final = f"""
     SELECT pg_current_snapshot()::text, ARRAY(
         SELECT user_id FROM flow.notifications
         WHERE xid >= pg_snapshot_xmax(%s::pg_snapshot)
         UNION
         SELECT user_id FROM flow.notifications
         WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(%s::pg_snapshot)))
+        LIMIT {MAX_CHANGED + 1}
     )
-"""
+"""  # noqa: S608 - of constants only
 
 # Numbers of transactions that this server has not given out yet: the rows came from another server's
 # backup and would look new for ever.
@@ -68,64 +147,176 @@ _ADOPT: Final = """
     UPDATE flow.notifications SET xid = '0' WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())
 """
 
+_SUBSCRIBE: Final = "SELECT flow.subscribe(%s, %s::text[], %s::text[])"
+
+# Whoever holds a row is about to mark it as read, to delete it or to mark it as delivered.
+_DELIVERED: Final = """
+    UPDATE flow.notifications n SET delivered_at = clock_timestamp()
+    FROM (
+        SELECT n.user_id, n.seq FROM unnest(%s::text[], %s::bigint[]) r(user_id, seq)
+        JOIN flow.notifications n ON n.user_id = r.user_id AND {condition} AND n.delivered_at IS NULL
+        ORDER BY n.user_id, n.seq FOR UPDATE OF n SKIP LOCKED
+    ) r
+    WHERE n.user_id = r.user_id AND n.seq = r.seq
+"""
+_DELIVERED_EXACT: Final = _DELIVERED.format(condition="n.seq = r.seq")
+# No more than that can have been under way to one client.
+_DELIVERED_UP_TO: Final = _DELIVERED.format(
+    condition="n.seq BETWEEN r.seq - 255 AND r.seq AND flow.wants(n.user_id, n.type)"
+)
+
 
 @implementer(INotificationStore)
 class PostgresNotificationStore:
-    """See `flowtx.interfaces.INotificationStore`."""
+    """See `flowtx.inbox.INotificationStore`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._upkeep = Upkeep(database)
 
-    async def push(
-        self, user_ids: Sequence[str], type_: str, payload: bytes, idempotency_key: str | None
-    ) -> Sequence[Pushed]:
+    async def push(self, pushes: Sequence[Push], wait: bool) -> Sequence[Outcome]:
+        pairs = [(number, user_id) for number, push in enumerate(pushes, 1) for user_id in push.user_ids]
         try:
             rows = await self._database.query(
-                "SELECT user_id, id::text, seq FROM flow.notify_many(%s, %s, %s::jsonb, %s)",
-                [list(user_ids), type_, payload.decode(), idempotency_key],
+                _PUSH,
+                [
+                    [number for number, _ in pairs],
+                    [user_id for _, user_id in pairs],
+                    [push.type for push in pushes],
+                    [push.payload.decode() for push in pushes],
+                    [push.idempotency_key for push in pushes],
+                    [push.expires_at for push in pushes],
+                    [push.collapse_key for push in pushes],
+                    wait,
+                ],
             )
         except psycopg2.DataError as error:
             raise InvalidPayload(first_line(error)) from None
-        except psycopg2.Error as error:
-            if error.pgcode == _CONFLICT:
-                raise Conflict(first_line(error)) from None
-            raise
-        pushed = {row[0]: Pushed(*row) for row in rows}
-        return [pushed[user_id] for user_id in dict.fromkeys(user_ids)]
+        except errors.LockNotAvailable:
+            if not wait:
+                return [Busy()] * len(pushes)
+            raise Unavailable("another transaction holds the inbox; nothing was stored") from None
+        except (psycopg2.OperationalError, psycopg2.InternalError) as error:
+            raise Unavailable(f"the database refused: {first_line(error)}; nothing was stored") from None
+        return _outcomes(pushes, rows)
 
-    async def backlog(self, user_id: str, after_seq: int | None, limit: int) -> Backlog:
-        if after_seq is None:
-            rows = await self._database.query(_BACKLOG_UNREAD, [user_id, user_id, limit + 1])
-        else:
-            rows = await self._database.query(_BACKLOG_AFTER, [user_id, user_id, after_seq, limit + 1])
-        unread, last_seq = rows[0][:2]
-        found = [_notification(row[2:]) for row in rows if row[3] is not None]
-        return Backlog(found[-limit:], unread, last_seq, truncated=len(found) > limit)
+    async def backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
+        sql = _BACKLOG_UNREAD if after_seq is None else _BACKLOG_AFTER
+        rows = await self._database.query(sql, [user_id, after_seq or 0, limit, page_size + 1])
+        unread, last_seq, floor, types = rows[0][:4]
+        page = _page([row[4:] for row in rows if row[4] is not None], page_size, types)
+        return Backlog(page, unread, last_seq, truncated=floor is not None)
 
-    async def after(self, cursors: Mapping[str, int], limit: int) -> Mapping[str, Sequence[Notification]]:
-        found: dict[str, list[Notification]] = {}
-        for row in await self._database.query(_AFTER, [list(cursors), list(cursors.values()), limit]):
-            found.setdefault(row[0], []).append(_notification(row[1:]))
-        return found
+    async def pages(self, wants: Sequence[Want], page_size: int) -> Sequence[Page]:
+        rows: dict[int, list[Any]] = {}
+        types: dict[int, Sequence[str]] = {}
+        for sql, numbers in (
+            (_PAGES, [n for n, want in enumerate(wants) if want.unread_up_to is None]),
+            (_UNREAD_PAGES, [n for n, want in enumerate(wants) if want.unread_up_to is not None]),
+        ):
+            if not numbers:
+                continue
+            asked = [wants[number] for number in numbers]
+            columns = (
+                [want.user_id for want in asked],
+                [want.after_seq for want in asked],
+                [want.unread_up_to for want in asked],
+            )
+            for row in await self._database.query(sql, [*columns, page_size + 1]):
+                number = numbers[row[0] - 1]
+                types[number] = row[1]
+                rows.setdefault(number, []).append(row[2:])
+        return [_page(rows.get(n, ()), page_size, types.get(n, ())) for n in range(len(wants))]
 
-    async def changed(self, since: str | None) -> tuple[str, frozenset[str]]:
+    async def changed(self, since: str | None) -> tuple[str, frozenset[str] | None]:
         if since is None:
             await self._database.query(_ADOPT)
             rows = await self._database.query("SELECT pg_current_snapshot()::text")
             return rows[0][0], frozenset()
-        rows = await self._database.query(_CHANGED, [since, since])
-        return rows[0][0], frozenset(rows[0][1])
+        [(mark, users)] = await self._database.query(_CHANGED, [since, since])
+        return mark, frozenset(users) if len(users) <= MAX_CHANGED else None
 
     async def mark_read(self, user_id: str, marks: ReadMarks) -> int:
-        up_to_seq = _MAX_SEQ if marks.all else marks.up_to_seq
         ids = None if marks.ids is None else list(marks.ids)
-        rows = await self._database.query(
-            "SELECT flow.mark_read(%s, %s::uuid[], %s)", [user_id, ids, up_to_seq]
-        )
+        up_to = marks.up_to_seq
+        if marks.all:
+            # What comes from now on is not meant.
+            found = await self._database.query(
+                "SELECT max(last_seq) FROM flow.inboxes WHERE user_id = %s", [user_id]
+            )
+            up_to = found[0][0] or 0
+        while True:
+            # Many are marked in several transactions, so that none holds the inbox for long.
+            [(marked, unread)] = await self._database.query(
+                "SELECT marked, unread FROM flow.mark_read(%s, %s::uuid[], %s, %s)",
+                [user_id, ids, up_to, _MARK_AT_ONCE],
+            )
+            if ids is not None or marked < _MARK_AT_ONCE:
+                return int(unread)
+
+    async def list_page(self, user_id: str, before_seq: int | None, limit: int, unread: bool) -> Listed:
+        before = _MAX_SEQ if before_seq is None else before_seq
+        rows = await self._database.query(_LIST_UNREAD if unread else _LIST_ALL, [user_id, before, limit])
+        entries = [row[2:] for row in rows if row[1] is not None]
+        shown = [row[2:] for row in rows if row[1] is not None and row[1] < _LIST_BYTES]
+        return Listed([_listed(row) for row in shown], rows[0][0], truncated=len(shown) < len(entries))
+
+    async def subscribe(self, user_id: str, add: Sequence[str], remove: Sequence[str]) -> tuple[str, ...]:
+        try:
+            rows = await self._database.query(_SUBSCRIBE, [user_id, list(add), list(remove)])
+        except psycopg2.DataError as error:
+            raise InvalidPayload(first_line(error)) from None
+        return tuple(rows[0][0])
+
+    async def mark_delivered(self, receipts: Receipts) -> None:
+        for sql, marks in ((_DELIVERED_EXACT, receipts.exact), (_DELIVERED_UP_TO, receipts.up_to)):
+            if marks:
+                users = [user_id for user_id, _ in marks]
+                await self._database.query(sql, [users, [seq for _, seq in marks]])
+
+    async def find_undelivered(self, after_seconds: float, limit: int) -> int:
+        rows = await self._database.query("SELECT flow.find_undelivered(%s, %s)", [after_seconds, limit])
         return int(rows[0][0])
 
+    async def sweep(self, max_age: float, max_count: int) -> int:
+        return await self._upkeep.sweep(max_age, max_count)
 
-def _notification(row: Sequence[Any]) -> Notification:
+
+def _outcomes(pushes: Sequence[Push], rows: Sequence[Sequence[Any]]) -> list[Outcome]:
+    found: list[dict[str, Pushed]] = [{} for _ in pushes]
+    refused: dict[int, Outcome] = {}
+    for number, user_id, notification_id, seq, outcome in rows:
+        if outcome == "conflict":
+            refused[number] = Conflict("the idempotency_key was used before, for another notification")
+        elif outcome == "busy":
+            refused[number] = Busy()
+        else:
+            found[number - 1][user_id] = Pushed(user_id, notification_id, seq)
+    return [
+        refused.get(number) or tuple(found[number - 1][user_id] for user_id in push.user_ids)
+        for number, push in enumerate(pushes, 1)
+    ]
+
+
+def _page(rows: Sequence[Sequence[Any]], page_size: int, types: Sequence[str]) -> Page:
+    """Make a page of rows of ``before`` and an entry each, one more than its size where there are more."""
+    shown = [row for row in rows[:page_size] if row[0] < _PAGE_BYTES]
+    return Page([_entry(row[1:]) for row in shown], more=len(shown) < len(rows), types=tuple(types))
+
+
+def _entry(row: Sequence[Any]) -> Notification | Undeliverable:
     notification_id, seq, type_, payload, inserted_at, read_at = row
-    compact = msgspec.json.format(payload.encode(), indent=-1)
+    if payload is None:
+        return Undeliverable(notification_id, seq, "too_large")
+    try:
+        compact = msgspec.json.format(payload.encode(), indent=-1)
+    except (ValueError, RecursionError):
+        return Undeliverable(notification_id, seq, "unencodable")
     return Notification(notification_id, seq, type_, msgspec.Raw(compact), inserted_at, read_at)
+
+
+def _listed(row: Sequence[Any]) -> Notification:
+    entry = _entry(row)
+    if isinstance(entry, Undeliverable):
+        return Notification(entry.id, entry.seq, row[2], msgspec.Raw(b"null"), row[4], row[5])
+    return entry

@@ -16,7 +16,8 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from flowtx.channels.router import Router
-from flowtx.channels.socket import Socket, Tokens
+from flowtx.channels.socket import Socket
+from flowtx.channels.tokens import Tokens
 from flowtx.interfaces import IPubSub, ITransport, Principal
 from flowtx.protocol.close import Close
 from flowtx.protocol.message import Frame
@@ -34,6 +35,8 @@ class MemoryTransport:
         closed: why the Socket closed the connection, or None.
         on_close: called, where it is set, when the Socket closes the connection.
         reading: whether the Socket wants more; what is fed all the same was on its way already.
+        answers_pings: whether a Ping is answered at once, as clients do.
+        pings: the payloads of the Pings that were not answered.
     """
 
     socket: Socket
@@ -46,12 +49,20 @@ class MemoryTransport:
         self.closed: Close | None = None
         self.on_close: Callable[[], object] | None = None
         self.reading = True
+        self.answers_pings = True
+        self.pings: list[bytes] = []
 
     # What the Socket calls
 
     def send(self, frame: Frame) -> None:
         if self.closed is None:
             self.sent.append(frame)
+
+    def ping(self, payload: bytes) -> None:
+        if self.closed is None:
+            self.pings.append(payload)
+            if self.answers_pings:
+                self.pong()
 
     def close(self, close: Close) -> None:
         if self.closed is None:
@@ -74,6 +85,12 @@ class MemoryTransport:
     def binary(self, data: bytes) -> None:
         """Send a binary frame to the Socket."""
         self.socket.binary_received(data)
+
+    def pong(self) -> None:
+        """Answer the Pings that were not answered yet."""
+        pings, self.pings = self.pings, []
+        for payload in pings:
+            self.socket.pong_received(payload)
 
     def take(self) -> list[Frame]:
         """Take what the Socket has sent since the last call."""

@@ -37,6 +37,7 @@ SEND_BUFFER: Final = 65_536
 _TEXT: Final = 1
 _BINARY: Final = 2
 _CLOSE: Final = 8
+_PING: Final = 9
 _PONG: Final = 10
 
 
@@ -132,6 +133,11 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         """Send, or queue within the limit; without effect once closed."""
         if self._outbox is not None:
             self._outbox.send(_framed(_BINARY if frame.binary else _TEXT, frame.payload))
+
+    def ping(self, payload: bytes) -> None:
+        """Send a Ping after what was sent before."""
+        if self._outbox is not None:
+            self._outbox.send(_framed(_PING, payload))
 
     def _overflowed(self) -> None:
         self._log.warn("Closing {address}: {code} {reason}", address=self.address, **SLOW_CONSUMER._asdict())

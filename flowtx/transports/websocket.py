@@ -30,7 +30,8 @@ from zope.interface import implementer
 
 from flowtx.auth import TokenVerifier
 from flowtx.channels.router import Router
-from flowtx.channels.socket import Socket, Tokens
+from flowtx.channels.socket import Socket
+from flowtx.channels.tokens import Tokens
 from flowtx.config import Settings
 from flowtx.errors import Refused, StorageError
 from flowtx.interfaces import IPubSub, ITransport, Principal
@@ -234,14 +235,12 @@ class FlowProtocol(GuardedProtocol):
 
     def onPing(self, payload: bytes) -> None:
         super().onPing(payload)
-        self._touched()
-
-    def onPong(self, payload: bytes) -> None:  # noqa: ARG002
-        self._touched()
-
-    def _touched(self) -> None:
         if self._socket is not None:
             self._socket.touched()
+
+    def onPong(self, payload: bytes) -> None:
+        if self._socket is not None:
+            self._socket.pong_received(payload)
 
     def broke_down(self) -> None:
         if self.state == self.STATE_CONNECTING:
@@ -265,7 +264,7 @@ class FlowProtocol(GuardedProtocol):
     def _ended_badly(self, failure: Failure) -> None:
         self._log.failure("The channels of a connection did not end cleanly", failure)
 
-    # ITransport; `close` and `waiting_bytes` are inherited
+    # ITransport; `ping`, `close` and `waiting_bytes` are inherited
 
     def send(self, frame: Frame) -> None:
         self.factory.metrics.frames_sent += 1

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from flowtx.channels.channel import error
-from flowtx.channels.socket import Tokens
+from flowtx.channels.tokens import Tokens
 from flowtx.errors import Refused, Unavailable
 from flowtx.interfaces import Principal
 from flowtx.protocol.close import HEARTBEAT_TIMEOUT, TOKEN_ENDED

@@ -193,6 +193,12 @@ class RawClient(Protocol):
         """Wait for a frame."""
         return self._wait("a frame", self._take_frame)
 
+    async def message(self) -> Received:
+        """Wait for a frame that is no Ping; Pings are answered."""
+        while (received := await self.frame()).opcode == PING:
+            self.send(frame(PONG, received.payload))
+        return received
+
     def ended(self, within: float = PATIENCE) -> Deferred[str]:
         """Wait for the end of the connection, and tell how it ended: ``fin`` or ``reset``."""
         return self._wait("the end", lambda: self.end, within)

@@ -97,7 +97,7 @@ def _answer(response: HTTPResponse) -> Answer:
 @pytest_twisted.async_yield_fixture
 async def client(database: Database) -> AsyncIterator[Client]:
     pubsub = MemoryPubSub()
-    notifications = NotificationService(PostgresNotificationStore(database), pubsub)
+    notifications = NotificationService(PostgresNotificationStore(database), pubsub, clock=reactor)
     sessions = SessionService(
         MemoryUserDirectory(USERS),
         pubsub=pubsub,

@@ -13,11 +13,11 @@ from psycopg2.extensions import connection as Connection  # noqa: N812 - a class
 from twisted.internet.defer import Deferred, gatherResults
 
 from flowtx.errors import InvalidPayload, SchemaError
-from flowtx.interfaces import ReadMarks
+from flowtx.inbox import ReadMarks
 from flowtx.storage.migrations import migrate, migrations
 from flowtx.storage.notifications import PostgresNotificationStore
 from flowtx.storage.postgres import Database
-from tests.storage.inbox_contract import CHECKS, Check, everything
+from tests.storage.inbox_contract import CHECKS, Check, everything, push, push_one
 
 
 @pytest.fixture
@@ -52,29 +52,29 @@ async def test_a_notification_is_there_if_and_only_if_the_callers_transaction_co
     assert notify(caller, "alice") == 1
     assert await everything(store, "alice") == []
     mark, users = await store.changed(mark)
-    assert users == frozenset()
+    assert not users
     caller.rollback()
     assert notify(caller, "alice") == 1
     caller.commit()
     assert [entry.seq for entry in await everything(store, "alice")] == [1]
     mark, users = await store.changed(mark)
-    assert users == {"alice"}
-    assert (await store.backlog("alice", None, 10)).unread == 1
+    assert users == frozenset({"alice"})
+    assert (await store.backlog("alice", None, 10, 10)).unread == 1
 
 
 @pytest_twisted.ensureDeferred
 async def test_what_commits_late_is_not_skipped(store: PostgresNotificationStore, caller: Connection) -> None:
     mark, _ = await store.changed(None)
     notify(caller, "slow")
-    await store.push(["quick"], "t", b"{}", None)
+    await push(store, "quick")
     mark, users = await store.changed(mark)
-    assert users == {"quick"}
-    await store.push(["quick"], "t", b"{}", None)
+    assert users == frozenset({"quick"})
+    await push(store, "quick")
     caller.commit()
     mark, users = await store.changed(mark)
-    assert users == {"quick", "slow"}
+    assert users == frozenset({"quick", "slow"})
     mark, users = await store.changed(mark)
-    assert users == frozenset()
+    assert not users
 
 
 @pytest_twisted.ensureDeferred
@@ -86,14 +86,14 @@ async def test_rows_inserted_by_hand_are_seen_too(
         "INSERT INTO flow.notifications (user_id, seq, type, payload) VALUES ('alice', 1, 't', '{}')"
     )
     _, users = await store.changed(mark)
-    assert users == {"alice"}
+    assert users == frozenset({"alice"})
 
 
 @pytest_twisted.ensureDeferred
 async def test_rows_of_another_servers_backup_do_not_look_new_for_ever(
     store: PostgresNotificationStore, database: Database
 ) -> None:
-    await store.push(["alice"], "t", b"{}", None)
+    await push(store, "alice")
     await database.query("UPDATE flow.notifications SET xid = '4611686018427387904'")
     mark, _ = await store.changed(None)
     _, users = await store.changed(mark)
@@ -109,14 +109,14 @@ async def test_writers_at_once_leave_no_hole_and_do_not_block_each_other_for_eve
     async def write(number: int) -> None:
         for turn in range(20):
             some = users if number % 2 else users[::-1]
-            await store.push(some[turn % 5 :], "t", b"{}", f"{number}-{turn}" if number < 4 else None)
+            await push(store, *some[turn % 5 :], key=f"{number}-{turn}" if number < 4 else None)
 
     await gatherResults([Deferred.fromCoroutine(write(number)) for number in range(8)])
     lengths = []
     for user in users:
         entries = await everything(store, user)
         assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
-        backlog = await store.backlog(user, None, 1_000)
+        backlog = await store.backlog(user, None, 1_000, 1_000)
         assert backlog.unread == backlog.last_seq == len(entries)
         lengths.append(len(entries))
     assert sum(lengths) == 8 * 20 * 10 - 8 * 4 * (0 + 1 + 2 + 3 + 4)
@@ -124,7 +124,7 @@ async def test_writers_at_once_leave_no_hole_and_do_not_block_each_other_for_eve
 
 @pytest_twisted.ensureDeferred
 async def test_the_same_key_at_once_stores_once(store: PostgresNotificationStore) -> None:
-    pushes = [Deferred.fromCoroutine(store.push(["alice"], "t", b'{"a": 1}', "key")) for _ in range(50)]
+    pushes = [Deferred.fromCoroutine(push_one(store, ["alice"], key="key")) for _ in range(50)]
     results = await gatherResults(pushes)
     assert len({result[0] for result in results}) == 1
     assert len(await everything(store, "alice")) == 1
@@ -132,20 +132,20 @@ async def test_the_same_key_at_once_stores_once(store: PostgresNotificationStore
 
 @pytest_twisted.ensureDeferred
 async def test_readers_at_once_count_right(store: PostgresNotificationStore) -> None:
-    pushed = [(await store.push(["alice"], "t", b"{}", None))[0] for _ in range(30)]
+    pushed = [(await push_one(store, ["alice"]))[0] for _ in range(30)]
     marks = [ReadMarks(ids=tuple(entry.id for entry in pushed[start::3])) for start in (0, 1, 0, 1, 0)]
 
-    async def push() -> None:
-        await store.push(["alice"], "t", b"{}", None)
+    async def push_another() -> None:
+        await push(store, "alice")
 
     async def read(mark: ReadMarks) -> None:
         await store.mark_read("alice", mark)
 
     await gatherResults(
-        [Deferred.fromCoroutine(work) for work in (*map(read, marks), *(push() for _ in range(5)))]
+        [Deferred.fromCoroutine(work) for work in (*map(read, marks), *(push_another() for _ in range(5)))]
     )
-    backlog = await store.backlog("alice", None, 100)
-    assert backlog.unread == len(backlog.notifications) == 15
+    backlog = await store.backlog("alice", None, 100, 100)
+    assert backlog.unread == len(backlog.page.entries) == 15
 
 
 @pytest_twisted.ensureDeferred
@@ -173,7 +173,11 @@ BAD = [
     ("'alice', repeat('t', 129), '{}'", "type"),
     ("'alice', 't', NULL", "payload"),
     ("'alice', 't', to_jsonb(repeat('x', 65536))", "payload"),
+    ("'alice', 't', (repeat('[', 33) || repeat(']', 33))::jsonb", "payload"),
+    ("'alice', 't', (repeat('{\"a\":', 33) || '1' || repeat('}', 33))::jsonb", "payload"),
     ("'alice', 't', '{}', ''", "idempotency_key"),
+    ("'alice', 't', '{}', NULL, NULL, ''", "collapse_key"),
+    ("'alice', 't', '{}', NULL, NULL, repeat('k', 129)", "collapse_key"),
     ("'alice', 't', '{}', repeat('k', 256)", "idempotency_key"),
 ]
 
@@ -194,7 +198,7 @@ def test_bad_arguments_are_named_and_nothing_is_stored(
 async def test_bad_values_are_an_invalid_payload(store: PostgresNotificationStore) -> None:
     for users, payload in ((["a b"], b"{}"), (["alice"], b'{"a": "\\u0000"}'), (["alice"], b"{")):
         with pytest.raises(InvalidPayload):
-            await store.push(users, "t", payload, None)
+            await push_one(store, users, payload=payload)
     assert await everything(store, "alice") == []
 
 

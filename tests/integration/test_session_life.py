@@ -51,13 +51,13 @@ class Phone:
         return response
 
     async def event(self) -> tuple[str, Any]:
-        frame = await self.raw.frame()
+        frame = await self.raw.message()
         event, payload = json.loads(frame.payload)[3:]
         return event, payload
 
     async def close_code(self) -> int | None:
         while True:
-            frame = await self.raw.frame()
+            frame = await self.raw.message()
             if frame.opcode == CLOSE:
                 return frame.code
 

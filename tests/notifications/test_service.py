@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from flowtx.errors import InvalidPayload, Unavailable
-from flowtx.interfaces import Notification, ReadMarks
-from flowtx.notifications.service import NotificationService, Reader
+from flowtx.inbox import Backlog, Notification, Page, ReadMarks, Undeliverable, Want
+from flowtx.notifications.service import NotificationService
 from flowtx.protocol.message import Broadcast
 from flowtx.pubsub.memory import MemoryPubSub
-from flowtx.storage.memory import MemoryNotificationStore
+from flowtx.storage.memory_inboxes import MemoryNotificationStore
 
 
 class SlowStore(MemoryNotificationStore):
@@ -25,13 +26,52 @@ class SlowStore(MemoryNotificationStore):
         self.slow = False
         self.waiting: list[Deferred[None]] = []
 
-    async def after(self, cursors: Mapping[str, int], limit: int) -> Mapping[str, Sequence[Notification]]:
-        found = await super().after(cursors, limit)
+    async def pages(self, wants: Sequence[Want], page_size: int) -> Sequence[Page]:
+        found = await super().pages(wants, page_size)
+        await self._answer()
+        return found
+
+    async def backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
+        found = await super().backlog(user_id, after_seq, limit, page_size)
+        await self._answer()
+        return found
+
+    async def _answer(self) -> None:
         if self.slow:
             gate: Deferred[None] = Deferred()
             self.waiting.append(gate)
             await gate
-        return found
+
+
+class Phone:
+    """A client: notes what it is given, and answers Pings at once or when it is told to."""
+
+    def __init__(self, service: NotificationService, user_id: str) -> None:
+        self.seen: list[int] = []
+        self.undeliverable: list[int] = []
+        self.pings: list[bytes] = []
+        self.answers = True
+        self.delivery = service.delivery
+        self.reader = self.delivery.open(user_id, self)
+
+    def deliver(self, entries: Sequence[Notification | Undeliverable]) -> None:
+        for entry in entries:
+            (self.seen if isinstance(entry, Notification) else self.undeliverable).append(entry.seq)
+
+    def ping(self, payload: bytes) -> None:
+        self.pings.append(payload)
+        if self.answers:
+            self.pong()
+
+    def pong(self) -> None:
+        while self.pings:
+            self.delivery.ponged(self.reader, self.pings.pop(0))
+
+    def begin(self, last_seq: int | None = 0) -> Deferred[Backlog]:
+        return Deferred.fromCoroutine(self.delivery.begin(self.reader, last_seq))
+
+    def close(self) -> None:
+        self.delivery.close(self.reader)
 
 
 class Ear:
@@ -46,9 +86,10 @@ class Ear:
 
 class NotificationServiceTests(SynchronousTestCase):
     def setUp(self) -> None:
+        self.clock = Clock()
         self.store = SlowStore()
         self.pubsub = MemoryPubSub()
-        self.service = NotificationService(self.store, self.pubsub)
+        self.service = NotificationService(self.store, self.pubsub, clock=self.clock)
         self.service.startService()
         self.wake()
 
@@ -59,95 +100,77 @@ class NotificationServiceTests(SynchronousTestCase):
     def wake(self) -> None:
         self.successResultOf(Deferred.fromCoroutine(self.service.wake()))
 
-    def join(self, last_seq: int = 0, user_id: str = "alice") -> tuple[list[int], Reader]:
-        """Do as a channel does: open, read the backlog, begin."""
-        seen, reader = self.open(user_id)
-        self.begin(seen, reader, last_seq, user_id)
-        return seen, reader
+    def open(self, user_id: str = "alice") -> Phone:
+        return Phone(self.service, user_id)
 
-    def open(self, user_id: str = "alice") -> tuple[list[int], Reader]:
-        seen: list[int] = []
-        reader = self.service.open(user_id, lambda entries: seen.extend(entry.seq for entry in entries))
-        return seen, reader
+    def join(self, last_seq: int | None = 0, user_id: str = "alice") -> Phone:
+        phone = self.open(user_id)
+        self.successResultOf(phone.begin(last_seq))
+        return phone
 
-    def begin(self, seen: list[int], reader: Reader, last_seq: int = 0, user_id: str = "alice") -> None:
-        backlog = self.successResultOf(Deferred.fromCoroutine(self.service.backlog(user_id, last_seq)))
-        seen.extend(entry.seq for entry in backlog.notifications)
-        self.service.begin(user_id, reader, backlog.last_seq)
-
-    def test_live_follows_the_backlog(self) -> None:
-        self.push()
-        seen, _ = self.join()
-        self.push()
-        self.wake()
-        self.assertEqual(seen, [1, 2])
-
-    def test_each_connection_gets_each_once(self) -> None:
-        first, _ = self.join()
-        self.push()
-        self.wake()
-        second, _ = self.join()
-        self.push()
-        self.wake()
-        self.wake()
-        self.assertEqual((first, second), ([1, 2], [1, 2]))
-
-    def test_others_get_nothing(self) -> None:
-        seen, _ = self.join(user_id="bob")
-        self.push("alice")
-        self.wake()
-        self.assertEqual(seen, [])
-
-    def test_a_closed_reader_gets_nothing(self) -> None:
-        seen, reader = self.join()
-        reader.close()
-        reader.close()
-        self.push()
-        self.wake()
-        self.assertEqual(seen, [])
-
-    def test_what_commits_between_backlog_and_begin_is_not_lost(self) -> None:
-        seen, reader = self.open()
-        backlog = self.successResultOf(Deferred.fromCoroutine(self.service.backlog("alice", 0)))
-        self.push()
-        self.wake()
-        self.assertEqual(seen, [])
-        self.service.begin("alice", reader, backlog.last_seq)
-        self.assertEqual(seen, [1])
-
-    def test_a_look_that_began_before_a_join_does_not_hide_what_lies_between(self) -> None:
-        early, _ = self.join()
-        late, reader = self.open()
-        backlog = self.successResultOf(Deferred.fromCoroutine(self.service.backlog("alice", 0)))
-        self.push()
-        self.wake()
-        self.push()
-        self.store.slow = True
-        looking = Deferred.fromCoroutine(self.service.wake())
-        self.service.begin("alice", reader, backlog.last_seq)
+    def answer(self) -> None:
         self.store.slow = False
         while self.store.waiting:
             self.store.waiting.pop(0).callback(None)
-        self.successResultOf(looking)
-        self.assertEqual((early, late), ([1, 2], [1, 2]))
+
+    def test_live_follows_the_backlog(self) -> None:
+        self.push()
+        phone = self.join()
+        self.push()
+        self.wake()
+        self.assertEqual(phone.seen, [1, 2])
+
+    def test_each_connection_gets_each_once(self) -> None:
+        first = self.join()
+        self.push()
+        self.wake()
+        second = self.join()
+        self.push()
+        self.wake()
+        self.wake()
+        self.assertEqual((first.seen, second.seen), ([1, 2], [1, 2]))
+
+    def test_others_get_nothing(self) -> None:
+        phone = self.join(user_id="bob")
+        self.push("alice")
+        self.wake()
+        self.assertEqual(phone.seen, [])
+
+    def test_a_closed_reader_gets_nothing(self) -> None:
+        phone = self.join()
+        phone.close()
+        phone.close()
+        self.push()
+        self.wake()
+        self.assertEqual(phone.seen, [])
+
+    def test_what_commits_between_backlog_and_begin_is_not_lost(self) -> None:
+        phone = self.open()
+        self.store.slow = True
+        phone.begin()
+        self.push()
+        self.wake()
+        self.assertEqual(phone.seen, [])
+        self.answer()
+        self.assertEqual(phone.seen, [1])
 
     def test_a_long_backlog_of_live_ones_is_read_in_parts(self) -> None:
-        seen, _ = self.join()
+        phone = self.join()
         for _ in range(450):
             self.push()
         self.wake()
-        self.assertEqual(seen, list(range(1, 451)))
+        self.assertEqual(phone.seen, list(range(1, 451)))
 
     def test_many_users_are_read_in_parts(self) -> None:
         names = [f"user-{number}" for number in range(250)]
-        joined = [self.join(user_id=name)[0] for name in names]
+        phones = [self.join(user_id=name) for name in names]
         for name in names:
             self.push(name)
         self.wake()
-        self.assertEqual(joined, [[1]] * 250)
+        self.assertEqual([phone.seen for phone in phones], [[1]] * 250)
 
     def test_a_read_that_fails_is_made_good_by_the_next(self) -> None:
-        seen, _ = self.join()
+        phone = self.join()
         self.push()
         self.store.slow = True
         failing = Deferred.fromCoroutine(self.service.wake())
@@ -155,30 +178,17 @@ class NotificationServiceTests(SynchronousTestCase):
         self.failureResultOf(failing, Unavailable)
         self.store.slow = False
         self.wake()
-        self.assertEqual(seen, [1])
-
-    def test_a_catch_up_that_fails_is_made_good_by_the_next_look(self) -> None:
-        seen, reader = self.open()
-        backlog = self.successResultOf(Deferred.fromCoroutine(self.service.backlog("alice", 0)))
-        self.push()
-        self.wake()
-        self.store.slow = True
-        self.service.begin("alice", reader, backlog.last_seq)
-        self.store.waiting.pop().errback(Unavailable("down"))
-        self.store.slow = False
-        self.wake()
-        self.assertEqual(seen, [1])
+        self.assertEqual(phone.seen, [1])
 
     def test_stop_waits_for_reads(self) -> None:
-        _, reader = self.open()
-        backlog = self.successResultOf(Deferred.fromCoroutine(self.service.backlog("alice", 0)))
+        self.join()
         self.push()
-        self.wake()
         self.store.slow = True
-        self.service.begin("alice", reader, backlog.last_seq)
+        waking = Deferred.fromCoroutine(self.service.wake())
         stopping = self.service.stopService()
         self.assertNoResult(stopping)
-        self.store.waiting.pop().callback(None)
+        self.answer()
+        self.successResultOf(waking)
         self.successResultOf(stopping)
 
     def test_reading_is_told_to_the_others(self) -> None:
@@ -221,11 +231,16 @@ class NotificationServiceTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(pushing).seq, 1)
 
     @settings(max_examples=200, deadline=None)
-    @given(st.lists(st.sampled_from(["push", "look", "open", "begin", "answer", "close"]), max_size=40))
+    @given(
+        st.lists(
+            st.sampled_from(["push", "look", "open", "silent", "begin", "answer", "pong", "close"]),
+            max_size=40,
+        )
+    )
     def test_any_order_of_events_gives_each_reader_everything_in_order(self, events: list[str]) -> None:
         self.setUp()
-        readers: list[tuple[list[int], Reader]] = []
-        opened: list[tuple[list[int], Reader, int]] = []
+        phones: list[Phone] = []
+        opened: list[Phone] = []
         looks: list[Deferred[None]] = []
         self.store.slow = True
         for event in events:
@@ -233,26 +248,23 @@ class NotificationServiceTests(SynchronousTestCase):
                 self.push()
             elif event == "look" and all(look.called for look in looks):
                 looks.append(Deferred.fromCoroutine(self.service.wake()))
-            elif event == "open":
-                seen, reader = self.open()
-                backlog = self.successResultOf(Deferred.fromCoroutine(self.service.backlog("alice", 0)))
-                seen.extend(entry.seq for entry in backlog.notifications)
-                opened.append((seen, reader, backlog.last_seq))
+            elif event in ("open", "silent"):
+                opened.append(self.open())
+                opened[-1].answers = event == "open"
             elif event == "begin" and opened:
-                seen, reader, last_seq = opened.pop(0)
-                self.service.begin("alice", reader, last_seq)
-                readers.append((seen, reader))
+                phones.append(opened.pop(0))
+                phones[-1].begin()
             elif event == "answer" and self.store.waiting:
                 self.store.waiting.pop().callback(None)
-            elif event == "close" and readers:
-                readers.pop(0)[1].close()
-        for seen, reader, last_seq in opened:
-            self.service.begin("alice", reader, last_seq)
-            readers.append((seen, reader))
-        self.store.slow = False
-        while self.store.waiting:
-            self.store.waiting.pop(0).callback(None)
+            elif event == "pong" and phones:
+                phones[0].pong()
+            elif event == "close" and phones:
+                phones.pop(0).close()
+        for phone in opened:
+            phones.append(phone)
+            phone.begin()
+        self.answer()
         self.wake()
         expected = list(range(1, self.push()))
-        for seen, _ in readers:
-            self.assertEqual(seen, expected)
+        for phone in phones:
+            self.assertEqual(phone.seen, expected)

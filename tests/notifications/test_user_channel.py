@@ -11,12 +11,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flowtx.channels.router import Router
 from flowtx.errors import Unavailable
-from flowtx.interfaces import Backlog, Principal, User
+from flowtx.inbox import Backlog
+from flowtx.interfaces import Principal, User
 from flowtx.notifications.service import NotificationService
 from flowtx.notifications.user_channel import UserChannel
 from flowtx.pubsub.memory import MemoryPubSub
 from flowtx.sessions.service import SessionService
-from flowtx.storage.memory import MemoryNotificationStore, MemoryUserDirectory
+from flowtx.storage.memory import MemoryUserDirectory
+from flowtx.storage.memory_inboxes import MemoryNotificationStore
 from flowtx.testing.memory import MemoryTransport, connect
 
 
@@ -25,10 +27,10 @@ class FailingStore(MemoryNotificationStore):
 
     down = False
 
-    async def backlog(self, user_id: str, after_seq: int | None, limit: int) -> Backlog:
+    async def backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
         if self.down:
             raise Unavailable("down")
-        return await super().backlog(user_id, after_seq, limit)
+        return await super().backlog(user_id, after_seq, limit, page_size)
 
 
 class UserChannelTests(SynchronousTestCase):
@@ -36,7 +38,7 @@ class UserChannelTests(SynchronousTestCase):
         self.clock = Clock()
         self.pubsub = MemoryPubSub()
         self.store = FailingStore()
-        self.notifications = NotificationService(self.store, self.pubsub)
+        self.notifications = NotificationService(self.store, self.pubsub, clock=self.clock)
         users = [User("alice", "Alice Adams", "alice@example.com"), User("bob", "Bob", None)]
         self.sessions = SessionService(MemoryUserDirectory(users), pubsub=self.pubsub, clock=self.clock)
         self.sessions.startService()

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from flowtx.channels.router import Router
-from flowtx.channels.socket import Tokens
+from flowtx.channels.tokens import Tokens
 from flowtx.errors import Refused
 from flowtx.interfaces import IRevocations, ISessionObserver, Principal, User
 from flowtx.metrics import Metrics
@@ -23,7 +23,8 @@ from flowtx.protocol.message import Broadcast
 from flowtx.pubsub.memory import MemoryPubSub
 from flowtx.sessions.service import Claim, SessionService
 from flowtx.sessions.session import Limits, Session, user_topic
-from flowtx.storage.memory import MemoryNotificationStore, MemoryUserDirectory
+from flowtx.storage.memory import MemoryUserDirectory
+from flowtx.storage.memory_inboxes import MemoryNotificationStore
 from flowtx.testing.memory import MemoryTransport, connect
 
 
@@ -168,7 +169,7 @@ class Node:
         )
         self.sessions.startService()
         self.store = MemoryNotificationStore()
-        notifications = NotificationService(self.store, self.pubsub)
+        notifications = NotificationService(self.store, self.pubsub, clock=self.clock)
         self.router = Router().channel("user:*", lambda: UserChannel(self.sessions, notifications))
 
     def claim(self, user: str | Principal = "alice") -> Deferred[Claim]:

@@ -4,8 +4,10 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from flowtx.interfaces import INotificationStore, IUserDirectory, Principal, User
-from flowtx.storage.memory import MemoryNotificationStore, MemoryUserDirectory
+from flowtx.inbox import INotificationStore
+from flowtx.interfaces import IUserDirectory, Principal, User
+from flowtx.storage.memory import MemoryUserDirectory
+from flowtx.storage.memory_inboxes import MemoryNotificationStore
 from flowtx.storage.users import ClaimsUserDirectory
 from tests.storage.inbox_contract import CHECKS, Check
 
