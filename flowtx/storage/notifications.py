@@ -132,12 +132,14 @@ _LIST_ALL, _LIST_UNREAD = (
 # What was not visible in the earlier snapshot: the transactions that ran then, and those since.
 _CHANGED: Final = f"""
     SELECT pg_current_snapshot()::text, ARRAY(
-        SELECT user_id FROM flow.notifications
-        WHERE xid >= pg_snapshot_xmax(%s::pg_snapshot)
-        UNION
-        SELECT user_id FROM flow.notifications
-        WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(%s::pg_snapshot)))
-        LIMIT {MAX_CHANGED + 1}
+        (
+            -- The order leads to the index also where the table has never been analysed.
+            SELECT user_id FROM flow.notifications
+            WHERE xid >= pg_snapshot_xmax(%s::pg_snapshot) ORDER BY xid LIMIT {MAX_CHANGED + 1}
+        ) UNION (
+            SELECT user_id FROM flow.notifications
+            WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(%s::pg_snapshot))) LIMIT {MAX_CHANGED + 1}
+        )
     )
 """  # noqa: S608 - of constants only
 

@@ -239,7 +239,7 @@ BEGIN
     ) a WHERE a.outcome <> 'conflict';
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the idempotency_key was used before, for another notification'
-            USING ERRCODE = 'FX409';
+            USING ERRCODE = '23F09';
     END IF;
 END
 $$;
@@ -294,7 +294,8 @@ COMMENT ON FUNCTION flow.mark_read IS
     'Marks notifications of one user as read, by id or the oldest up to a seq; gives how many, and the number still unread.';
 
 CREATE VIEW flow.undelivered AS
-    SELECT undelivered_number AS number, user_id, seq, id, type, payload, inserted_at, undelivered_at, delivered_at
+    SELECT undelivered_number AS number, user_id, seq, id, type, payload, inserted_at, undelivered_at, delivered_at,
+        expires_at
     FROM flow.notifications WHERE undelivered_number IS NOT NULL;
 COMMENT ON VIEW flow.undelivered IS
     'One row for each notification that nobody got in time. Numbers grow in the order of commits; new ones come with NOTIFY flow_undelivered.';
