@@ -3,7 +3,7 @@
 PYTHON ?= python3
 CLIENTS := tests/clients
 
-.PHONY: install run test lint format
+.PHONY: install run test soak lint format
 
 install: .venv/installed
 
@@ -17,6 +17,9 @@ run: .venv/installed
 
 test: .venv/installed $(CLIENTS)/node_modules
 	.venv/bin/python -m pytest
+
+soak: .venv/installed $(CLIENTS)/node_modules
+	.venv/bin/python -m tests.faults --kills 2000 $(if $(SEED),--seed $(SEED))
 
 $(CLIENTS)/node_modules: $(CLIENTS)/package-lock.json
 	@if command -v npm >/dev/null; then \

@@ -8,12 +8,15 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from flowtx.auth import KeySource, TokenVerifier, key_source
 from flowtx.channels.router import Router
 from flowtx.config import CLAIMS, HMAC_ALGORITHMS, Settings
 from flowtx.data_dir import DataDir
 from flowtx.demo import Demo
+from flowtx.errors import Unavailable, UnknownOutcome
 from flowtx.interfaces import IUserDirectory
 from flowtx.listening import Listening
 from flowtx.metrics import Metrics
@@ -42,14 +45,34 @@ from flowtx.web.site import AdminSite, pages
 
 
 class Step(Service):
-    """Something to be done, and to have succeeded, before what is listed after it starts."""
+    """Something to be done, and to have succeeded, before what is listed after it starts.
 
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    Args:
+        work: does it; where the database is lost meanwhile it is done again, for 10 s.
+        clock: the time.
+    """
+
+    patience = 10.0
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]], clock: IReactorTime) -> None:
         self._work = work
+        self._clock = clock
 
-    def startService(self) -> Deferred[Any]:
+    def startService(self) -> Deferred[None]:
         super().startService()
-        return Deferred.fromCoroutine(self._work())
+        return Deferred.fromCoroutine(self._do())
+
+    async def _do(self) -> None:
+        until = self._clock.seconds() + self.patience
+        while True:
+            try:
+                await self._work()
+            except (Unavailable, UnknownOutcome):
+                if self._clock.seconds() >= until:
+                    raise
+                await deferLater(self._clock, 0.2)
+            else:
+                return
 
 
 class Keys(Service):
@@ -122,7 +145,7 @@ class Flow(OrderedMultiService):
         url, database = self._add_database(data_dir, name)
         directory = user_directory(settings, database)
         if isinstance(directory, SqlUserDirectory):
-            Step(directory.check).setServiceParent(self)
+            Step(directory.check, reactor).setServiceParent(self)
             directory = BatchedUserDirectory(directory, clock=reactor)
         metrics = Metrics()
         pubsub = MemoryPubSub()
@@ -219,7 +242,7 @@ class Flow(OrderedMultiService):
         slots = self.settings.database_connections
         database = Database(url, reactor=self._reactor, slots=slots, application_name=name)
         database.setServiceParent(self)
-        Step(lambda: migrate(database)).setServiceParent(self)
+        Step(lambda: migrate(database), self._reactor).setServiceParent(self)
         return url, database
 
 

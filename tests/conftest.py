@@ -32,7 +32,9 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what needs real parts last: what is broken in the small shows first."""
-    items.sort(key=lambda item: "integration" in item.path.parts)
+    items.sort(
+        key=lambda item: ("faults" in item.path.parts, bool({"integration", "docs"} & {*item.path.parts}))
+    )
 
 
 @pytest.fixture
