@@ -160,7 +160,14 @@ class Flow(OrderedMultiService):
             retention_days=settings.retention_days,
             retention_count=settings.retention_count,
         ).setServiceParent(self)
-        listener = Listener(url, CHANNEL, notifications.wake, reactor=reactor, application_name=name)
+        listener = Listener(
+            url,
+            CHANNEL,
+            notifications.wake,
+            reactor=reactor,
+            application_name=name,
+            connected=notifications.delivery.lost_track,
+        )
         listener.setServiceParent(self)
         history = History(
             PostgresHistoryStore(database),

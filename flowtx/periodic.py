@@ -14,9 +14,10 @@ from flowtx.errors import StorageError
 
 
 class Periodic(Service):
-    """Does some work, waits, and does it again; what fails is logged and tried again as usual.
+    """Does some work, waits, and does it again; what fails is tried again as usual.
 
-    Twisted's ``LoopingCall`` ends for good with the first exception.
+    Each kind of exception is logged once until the work has succeeded. Twisted's
+    ``LoopingCall`` ends for good with the first exception.
 
     Args:
         name: what the log calls the work.
@@ -36,12 +37,13 @@ class Periodic(Service):
         self._clock = clock
         self._waiting: IDelayedCall | None = None
         self._under_way: Deferred[None] | None = None
-        self._failed_as: type[Exception] | None = None
+        self._logged: set[type[Exception]] = set()
 
     def startService(self) -> None:
         """Begin; the first time comes after one interval."""
         super().startService()
-        self._wait()
+        if self._under_way is None:  # else it waits at its end
+            self._wait()
 
     def stopService(self) -> Deferred[None]:
         """End; fires when the work under way has ended."""
@@ -66,15 +68,15 @@ class Periodic(Service):
         except Exception as error:
             self._failed(error)
         else:
-            self._failed_as = None
+            self._logged.clear()
         self._under_way = None
         if self.running:
             self._wait()
 
     def _failed(self, error: Exception) -> None:
-        if type(error) is self._failed_as:
+        if type(error) in self._logged:
             return
-        self._failed_as = type(error)
+        self._logged.add(type(error))
         if isinstance(error, StorageError):  # the database is down, which is no fault of the program
             self._log.warn("{name} failed, and is tried again: {why}", name=self._name, why=error)
         else:

@@ -62,6 +62,7 @@ class Delivery:
         self._readers: dict[str, dict[Reader, None]] = {}
         self._ready: dict[Reader, None] = {}
         self._mark: str | None = None
+        self._lost_track = False
         self._reading: Deferred[None] | None = None
         self._stopped = False
 
@@ -101,9 +102,8 @@ class Delivery:
         unread_up_to = backlog.last_seq if after_seq is None else None
         reader.types = backlog.page.types
         reader.begin(before, backlog.last_seq, unread_up_to if backlog.page.more else None)
-        self._give(reader, backlog.page)
-        if not backlog.page.more and reader.cursor is not None:
-            reader.cursor = max(reader.cursor, backlog.last_seq)
+        if not reader.closed:
+            self._give(reader, backlog.page)
         if after_seq:
             self._receipts.add_up_to(reader.user_id, min(after_seq, backlog.last_seq))
         self._read_soon(reader)
@@ -115,7 +115,9 @@ class Delivery:
         Raises:
             InvalidPayload: the user has no such seq.
         """
-        highest = max(known.cursor or 0 for known in (*self.readers(reader.user_id), reader))
+        highest = max(
+            max(known.cursor or 0, known.live_after) for known in (*self.readers(reader.user_id), reader)
+        )
         if seq > highest:
             raise InvalidPayload(f"seq: got {seq}; the latest is {highest}")
         self._proved(reader, reader.received(seq))
@@ -137,19 +139,35 @@ class Delivery:
 
     # Reading
 
+    def lost_track(self) -> None:
+        """Have the next look take every inbox for changed.
+
+        After a crash PostgreSQL gives out again the numbers of transactions that it had not written
+        down: what has one of them looks older than a mark from before.
+        """
+        self._lost_track = True
+
     async def wake(self) -> None:
-        """Look for what has committed since the last look and hand it to those who are here.
+        """Look for what has committed since the last look, and begin to hand it to those who are here.
+
+        The next look need not wait until all of it is read: a client with much to catch up on would
+        keep the others from theirs.
 
         Raises:
             StorageError: the database cannot be asked; the next call finds what this one did not.
         """
-        self._mark, changed = await self._store.changed(self._mark)
-        for user_id in self._readers if changed is None else self._readers.keys() & changed:
+        everybody, self._lost_track = self._lost_track, False
+        try:
+            self._mark, changed = await self._store.changed(self._mark)
+        except BaseException:
+            self._lost_track = everybody or self._lost_track
+            raise
+        named = None if everybody else changed
+        for user_id in self._readers if named is None else self._readers.keys() & named:
             for reader in self._readers[user_id]:
                 reader.behind = True
                 self._note(reader)
-        if self._reading is None:
-            await self._read_all()
+        self._read_on()
 
     def _note(self, reader: Reader) -> None:
         if reader.behind and reader.cursor is not None and not reader.closed and reader.has_room:
@@ -157,6 +175,9 @@ class Delivery:
 
     def _read_soon(self, reader: Reader) -> None:
         self._note(reader)
+        self._read_on()
+
+    def _read_on(self) -> None:
         if self._ready and self._reading is None:
             Deferred.fromCoroutine(self._read_all()).addErrback(self._read_failed)
 

@@ -170,18 +170,20 @@ class Pushing:
     async def _push_together(self, batch: list[_Queued]) -> None:
         outcomes: Sequence[Outcome | Exception]
         try:
-            outcomes = await self._store.push([queued.push for queued in batch], wait=False)
+            found = await self._store.push([queued.push for queued in batch], wait=False)
+            outcomes = [outcome for outcome, _ in zip(found, batch, strict=True)]
         except InvalidPayload as problem:
             # Which of them it was is found by doing each by itself.
             outcomes = [problem if len(batch) == 1 else Busy()] * len(batch)
         except Exception as problem:
             outcomes = [problem] * len(batch)
-        self._busy = False
         for queued, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Busy):
                 self._again_alone(queued)
             else:
                 queued.tell(outcome)
+        # Not before all are told: who pushes again at once would be sent ahead of the others.
+        self._busy = False
 
     def _again_alone(self, queued: _Queued) -> None:
         if self._stopped or self._is_full:

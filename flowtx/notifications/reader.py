@@ -92,9 +92,11 @@ class Reader:
         Returns:
             The number of notifications given.
         """
+        if self.cursor is None:
+            return 0
         given: list[Notification | Undeliverable] = []
         for entry in page.entries:
-            if self.cursor is None or entry.seq <= self.cursor:
+            if entry.seq <= self.cursor:
                 continue
             if self._is_wanted(entry, page.types):
                 if not self.has_room:
@@ -111,9 +113,11 @@ class Reader:
                 self.behind = True
             elif self.unread_up_to is not None:
                 # From here on all is for it; some of that may have come meanwhile.
-                self.cursor = max(self.cursor or 0, self.unread_up_to)
+                self.cursor = max(self.cursor, self.unread_up_to)
                 self.unread_up_to = None
                 self.behind = True
+            else:
+                self.cursor = max(self.cursor, self.live_after)
         if given:
             self._given = given[-1].seq
             self._client.deliver(given)
@@ -146,9 +150,9 @@ class Reader:
 
     def ponged(self, seq: int) -> list[int]:
         """Note the answer to a Ping; see `received`."""
-        if not 0 < self._pinged <= seq:
+        if self._pinged == 0 or seq != self._pinged:
             return []
-        news = self.received(self._pinged)
+        news = self.received(seq)
         self._pinged = 0
         self._ping()
         return news

@@ -75,7 +75,7 @@ class ReceiptBook:
 
     async def _write(self) -> None:
         try:
-            await self._write_all()
+            await self._write_batch()
         except StorageError as problem:
             if not self._failing:
                 self._log.warn("Receipts cannot be written yet: {error}", error=problem)
@@ -89,7 +89,7 @@ class ReceiptBook:
         if self._exact or self._up_to:
             self._soon(AGAIN_AFTER if self._failing else WRITE_AFTER)
 
-    async def _write_all(self) -> None:
+    async def _write_batch(self) -> None:
         exact = list(islice(self._exact, MAX_BATCH))
         up_to = list(islice(self._up_to.items(), MAX_BATCH))
         await self._store.mark_delivered(Receipts(exact, up_to))
@@ -100,12 +100,13 @@ class ReceiptBook:
                 del self._up_to[user_id]
 
     async def stop(self) -> None:
-        """Write what there is, once."""
+        """Write what there is; what the database does not take now is lost."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._writing is not None:
             await self._writing
-        if self._exact or self._up_to:
+        self._failing = False
+        while (self._exact or self._up_to) and not self._failing:
             await self._write()

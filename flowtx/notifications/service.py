@@ -153,7 +153,12 @@ class NotificationService(Service):
             raise InvalidPayload("expires_at: got a time without a zone; it takes one with, such as …Z")
         if expires_at.timestamp() <= self._wall():
             raise InvalidPayload(f"expires_at: got {expires_at.isoformat()}, which lies in the past")
-        return expires_at.astimezone(UTC)
+        try:
+            return expires_at.astimezone(UTC)
+        except OverflowError:
+            raise InvalidPayload(
+                f"expires_at: got {expires_at.isoformat()}; it takes a time before the year 10000, UTC"
+            ) from None
 
     async def mark_notifications_read(
         self, user_id: str, marks: ReadMarks, sender: Subscriber | None = None

@@ -49,6 +49,7 @@ class Listener(Service):
         reactor: IReactorTime,
         poll_interval: float = 5.0,
         application_name: str = "flowtx",
+        connected: Callable[[], None] = lambda: None,
         random: Callable[[], float] = random_module.random,
         link: LinkFactory = PostgresLink,
     ) -> None:
@@ -60,6 +61,8 @@ class Listener(Service):
             wake: reads what is new. It is never run twice at once: what comes during a run, however
                 much, leads to one more. It must have deadlines of its own. An exception is logged,
                 each kind once until a run has succeeded, and the next run comes as usual.
+            connected: called after each LISTEN, before the run of ``wake`` that follows: the server may
+                be another one than before, or have crashed meanwhile.
             poll_interval: seconds without a run after which there is one anyway, whether the
                 connection is up or not.
 
@@ -81,6 +84,7 @@ class Listener(Service):
         )
         self._channel = channel
         self._wake = wake
+        self._connected = connected
         self._reactor = reactor
         self._poll_interval = poll_interval
         self._listening = False
@@ -181,6 +185,7 @@ class Listener(Service):
                 seconds = round(self._reactor.seconds() - self._lost_at, 1)
                 self._log.info("LISTEN {channel} is back after {s} s", channel=self._channel, s=seconds)
             self._lost_at = None
+            self._connected()
             self._look()
         elif not slot.up:
             if self._listening:

@@ -220,12 +220,13 @@ class MemoryNotificationStore:
 
 
 def _same(one: Push, other: Push) -> bool:
-    return (one.type, one.expires_at, one.collapse_key, msgspec.json.decode(one.payload)) == (
-        other.type,
-        other.expires_at,
-        other.collapse_key,
-        msgspec.json.decode(other.payload),
-    )
+    return _content(one) == _content(other)
+
+
+def _content(push: Push) -> tuple[object, ...]:
+    # As text: to Python, true is 1.
+    payload = msgspec.json.encode(msgspec.json.decode(push.payload), order="sorted")
+    return push.type, push.expires_at, push.collapse_key, payload
 
 
 def _size(row: _Row) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from flowtx.inbox import (
     Undeliverable,
     Want,
 )
+from flowtx.storage.link import Rows
 from flowtx.storage.postgres import Database, first_line
 from flowtx.storage.upkeep import Upkeep
 
@@ -38,6 +40,9 @@ _MAX_SEQ: Final = 2**63 - 1
 _PAGE_BYTES: Final = 262_144
 _LIST_BYTES: Final = 524_288
 _MARK_AT_ONCE: Final = 5_000
+# What jsonb takes and some clients cannot read: integers of more digits.
+_LONG: Final = 4_300
+_LONG_NUMBER: Final = re.compile(rb"(?<![0-9])[0-9]{%d}" % _LONG)
 
 _PUSH: Final = """
     SELECT push, user_id, id::text, seq, outcome
@@ -64,7 +69,7 @@ _TEXTS: Final = """
         ORDER BY n.seq {order} LIMIT {limit}
     ) t
 """
-_UNREAD: Final = """(
+_UNREAD: Final = """greatest(0,
     i.unread - (SELECT count(*) FROM flow.notifications e WHERE e.user_id = i.user_id
                 AND e.read_at IS NULL AND e.expires_at <= clock_timestamp())
 )"""
@@ -174,12 +179,12 @@ class PostgresNotificationStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._upkeep = Upkeep(database)
+        self._upkeep = Upkeep(self._ask)
 
     async def push(self, pushes: Sequence[Push], wait: bool) -> Sequence[Outcome]:
         pairs = [(number, user_id) for number, push in enumerate(pushes, 1) for user_id in push.user_ids]
         try:
-            rows = await self._database.query(
+            rows = await self._ask(
                 _PUSH,
                 [
                     [number for number, _ in pairs],
@@ -192,19 +197,15 @@ class PostgresNotificationStore:
                     wait,
                 ],
             )
-        except psycopg2.DataError as error:
-            raise InvalidPayload(first_line(error)) from None
-        except errors.LockNotAvailable:
+        except _Held:
             if not wait:
                 return [Busy()] * len(pushes)
-            raise Unavailable("another transaction holds the inbox; nothing was stored") from None
-        except (psycopg2.OperationalError, psycopg2.InternalError) as error:
-            raise Unavailable(f"the database refused: {first_line(error)}; nothing was stored") from None
+            raise
         return _outcomes(pushes, rows)
 
     async def backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
         sql = _BACKLOG_UNREAD if after_seq is None else _BACKLOG_AFTER
-        rows = await self._database.query(sql, [user_id, after_seq or 0, limit, page_size + 1])
+        rows = await self._ask(sql, [user_id, after_seq or 0, limit, page_size + 1])
         unread, last_seq, floor, types = rows[0][:4]
         page = _page([row[4:] for row in rows if row[4] is not None], page_size, types)
         return Backlog(page, unread, last_seq, truncated=floor is not None)
@@ -224,7 +225,7 @@ class PostgresNotificationStore:
                 [want.after_seq for want in asked],
                 [want.unread_up_to for want in asked],
             )
-            for row in await self._database.query(sql, [*columns, page_size + 1]):
+            for row in await self._ask(sql, [*columns, page_size + 1]):
                 number = numbers[row[0] - 1]
                 types[number] = row[1]
                 rows.setdefault(number, []).append(row[2:])
@@ -232,10 +233,10 @@ class PostgresNotificationStore:
 
     async def changed(self, since: str | None) -> tuple[str, frozenset[str] | None]:
         if since is None:
-            await self._database.query(_ADOPT)
-            rows = await self._database.query("SELECT pg_current_snapshot()::text")
+            await self._ask(_ADOPT)
+            rows = await self._ask("SELECT pg_current_snapshot()::text")
             return rows[0][0], frozenset()
-        [(mark, users)] = await self._database.query(_CHANGED, [since, since])
+        [(mark, users)] = await self._ask(_CHANGED, [since, since])
         return mark, frozenset(users) if len(users) <= MAX_CHANGED else None
 
     async def mark_read(self, user_id: str, marks: ReadMarks) -> int:
@@ -243,14 +244,12 @@ class PostgresNotificationStore:
         up_to = marks.up_to_seq
         if marks.all:
             # What comes from now on is not meant.
-            found = await self._database.query(
-                "SELECT max(last_seq) FROM flow.inboxes WHERE user_id = %s", [user_id]
-            )
+            found = await self._ask("SELECT max(last_seq) FROM flow.inboxes WHERE user_id = %s", [user_id])
             up_to = found[0][0] or 0
         while True:
             # Many are marked in several transactions, so that none holds the inbox for long.
-            [(marked, unread)] = await self._database.query(
-                "SELECT marked, unread FROM flow.mark_read(%s, %s::uuid[], %s, %s)",
+            [(marked, unread)] = await self._ask(
+                "SELECT marked, unread FROM flow.mark_read(%s, %s::uuid[], %s::bigint, %s)",
                 [user_id, ids, up_to, _MARK_AT_ONCE],
             )
             if ids is not None or marked < _MARK_AT_ONCE:
@@ -258,30 +257,42 @@ class PostgresNotificationStore:
 
     async def list_page(self, user_id: str, before_seq: int | None, limit: int, unread: bool) -> Listed:
         before = _MAX_SEQ if before_seq is None else before_seq
-        rows = await self._database.query(_LIST_UNREAD if unread else _LIST_ALL, [user_id, before, limit])
+        rows = await self._ask(_LIST_UNREAD if unread else _LIST_ALL, [user_id, before, limit])
         entries = [row[2:] for row in rows if row[1] is not None]
         shown = [row[2:] for row in rows if row[1] is not None and row[1] < _LIST_BYTES]
         return Listed([_listed(row) for row in shown], rows[0][0], truncated=len(shown) < len(entries))
 
     async def subscribe(self, user_id: str, add: Sequence[str], remove: Sequence[str]) -> tuple[str, ...]:
-        try:
-            rows = await self._database.query(_SUBSCRIBE, [user_id, list(add), list(remove)])
-        except psycopg2.DataError as error:
-            raise InvalidPayload(first_line(error)) from None
+        rows = await self._ask(_SUBSCRIBE, [user_id, list(add), list(remove)])
         return tuple(rows[0][0])
 
     async def mark_delivered(self, receipts: Receipts) -> None:
         for sql, marks in ((_DELIVERED_EXACT, receipts.exact), (_DELIVERED_UP_TO, receipts.up_to)):
             if marks:
                 users = [user_id for user_id, _ in marks]
-                await self._database.query(sql, [users, [seq for _, seq in marks]])
+                await self._ask(sql, [users, [seq for _, seq in marks]])
 
     async def find_undelivered(self, after_seconds: float, limit: int) -> int:
-        rows = await self._database.query("SELECT flow.find_undelivered(%s, %s)", [after_seconds, limit])
+        rows = await self._ask("SELECT flow.find_undelivered(%s, %s)", [after_seconds, limit])
         return int(rows[0][0])
 
     async def sweep(self, max_age: float, max_count: int) -> int:
         return await self._upkeep.sweep(max_age, max_count)
+
+    async def _ask(self, sql: str, params: Sequence[object] = ()) -> Rows:
+        """Run a statement; what the server says against it becomes an error of the port."""
+        try:
+            return await self._database.query(sql, params)
+        except (psycopg2.DataError, ValueError) as error:
+            raise InvalidPayload(first_line(error)) from None
+        except errors.LockNotAvailable:
+            raise _Held("another transaction holds the inbox; nothing was stored") from None
+        except (psycopg2.OperationalError, psycopg2.InternalError) as error:
+            raise Unavailable(f"the database refused: {first_line(error)}; nothing was stored") from None
+
+
+class _Held(Unavailable):
+    """Somebody else's transaction holds what a statement needs."""
 
 
 def _outcomes(pushes: Sequence[Push], rows: Sequence[Sequence[Any]]) -> list[Outcome]:
@@ -312,6 +323,8 @@ def _entry(row: Sequence[Any]) -> Notification | Undeliverable:
         return Undeliverable(notification_id, seq, "too_large")
     try:
         compact = msgspec.json.format(payload.encode(), indent=-1)
+        if len(compact) > _LONG and _LONG_NUMBER.search(compact):
+            msgspec.json.decode(compact)
     except (ValueError, RecursionError):
         return Undeliverable(notification_id, seq, "unencodable")
     return Notification(notification_id, seq, type_, msgspec.Raw(compact), inserted_at, read_at)

@@ -13,13 +13,12 @@ from tempfile import mkdtemp
 
 import jwt
 import psycopg2
-import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
 from tests.faults.history import Reader
-from tests.faults.nemesis import StuckError, Timing
+from tests.faults.nemesis import Timing
 from tests.faults.readers import RawReader
 from tests.faults.targets import FlowNode, PostgresServer
 from tests.integration.flow_process import TWISTD, run_sql
@@ -46,10 +45,6 @@ async def postgres() -> AsyncIterator[PostgresServer]:
     shutil.rmtree(directory)
 
 
-@pytest.mark.xfail(
-    raises=StuckError,
-    reason="a snapshot from before the crash takes the numbers given out again for old ones",
-)
 @pytest_twisted.ensureDeferred
 async def test_what_commits_under_such_a_number_is_delivered(
     postgres: PostgresServer, tmp_path: Path

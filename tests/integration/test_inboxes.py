@@ -200,6 +200,11 @@ async def test_bad_values_are_an_invalid_payload(store: PostgresNotificationStor
         with pytest.raises(InvalidPayload):
             await push_one(store, users, payload=payload)
     assert await everything(store, "alice") == []
+    await push(store, "alice")
+    for marks in (ReadMarks(ids=("x",)), ReadMarks(ids=("\x00",)), ReadMarks(up_to_seq=2**63)):
+        with pytest.raises(InvalidPayload):
+            await store.mark_read("alice", marks)
+    assert (await store.backlog("alice", None, 10, 10)).unread == 1
 
 
 def test_a_program_that_may_use_the_schema_may_notify_and_nothing_more(caller: Connection) -> None:

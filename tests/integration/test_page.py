@@ -177,8 +177,10 @@ class Tab:
             self.joins.append(json.loads(parameters["response"]["payloadData"])[4])
 
     def problems_but_lost_connections(self) -> list[str]:
-        """What is left of them where the server was away or refused; browsers log that by themselves."""
-        expected = re.compile("WebSocket connection to .* failed|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET")
+        """What is left of them where the server was away or not ready; browsers log that by themselves."""
+        expected = re.compile(
+            "WebSocket connection to .* failed|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|status of 503"
+        )
         return [problem for problem in self.problems if not expected.search(problem)]
 
     async def call(self, method: str, **parameters: object) -> dict[str, Any]:

@@ -1,77 +1,21 @@
-"""Delivery: no gap between backlog and live, nothing twice, whatever comes in between."""
+"""The service of notifications, as the backend and the application see it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
-from hypothesis import given, settings
+import msgspec
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.errors import InvalidPayload, Unavailable
-from flowtx.inbox import Backlog, Notification, Page, ReadMarks, Undeliverable, Want
-from flowtx.notifications.service import NotificationService
+from flowtx.errors import Conflict, InvalidPayload, Unavailable
+from flowtx.inbox import Listed, Push, ReadMarks
+from flowtx.notifications.reader import WINDOW
 from flowtx.protocol.message import Broadcast
-from flowtx.pubsub.memory import MemoryPubSub
-from flowtx.storage.memory_inboxes import MemoryNotificationStore
-
-
-class SlowStore(MemoryNotificationStore):
-    """Reads at once, answers when it is told to: the answer is as old as the question."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slow = False
-        self.waiting: list[Deferred[None]] = []
-
-    async def pages(self, wants: Sequence[Want], page_size: int) -> Sequence[Page]:
-        found = await super().pages(wants, page_size)
-        await self._answer()
-        return found
-
-    async def backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
-        found = await super().backlog(user_id, after_seq, limit, page_size)
-        await self._answer()
-        return found
-
-    async def _answer(self) -> None:
-        if self.slow:
-            gate: Deferred[None] = Deferred()
-            self.waiting.append(gate)
-            await gate
-
-
-class Phone:
-    """A client: notes what it is given, and answers Pings at once or when it is told to."""
-
-    def __init__(self, service: NotificationService, user_id: str) -> None:
-        self.seen: list[int] = []
-        self.undeliverable: list[int] = []
-        self.pings: list[bytes] = []
-        self.answers = True
-        self.delivery = service.delivery
-        self.reader = self.delivery.open(user_id, self)
-
-    def deliver(self, entries: Sequence[Notification | Undeliverable]) -> None:
-        for entry in entries:
-            (self.seen if isinstance(entry, Notification) else self.undeliverable).append(entry.seq)
-
-    def ping(self, payload: bytes) -> None:
-        self.pings.append(payload)
-        if self.answers:
-            self.pong()
-
-    def pong(self) -> None:
-        while self.pings:
-            self.delivery.ponged(self.reader, self.pings.pop(0))
-
-    def begin(self, last_seq: int | None = 0) -> Deferred[Backlog]:
-        return Deferred.fromCoroutine(self.delivery.begin(self.reader, last_seq))
-
-    def close(self) -> None:
-        self.delivery.close(self.reader)
+from tests.notifications.inbox import InboxTestCase
 
 
 class Ear:
@@ -84,112 +28,129 @@ class Ear:
         self.heard.append((broadcast.topic, broadcast.event, broadcast.payload))
 
 
-class NotificationServiceTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.store = SlowStore()
-        self.pubsub = MemoryPubSub()
-        self.service = NotificationService(self.store, self.pubsub, clock=self.clock)
-        self.service.startService()
-        self.wake()
+class NotificationServiceTests(InboxTestCase):
+    def ask(self, question: Coroutine[Deferred[Any], Any, Any]) -> Any:
+        return self.successResultOf(Deferred.fromCoroutine(question))
 
-    def push(self, user_id: str = "alice") -> int:
-        pushed = self.service.push_notification(user_id, "t", {})
-        return self.successResultOf(Deferred.fromCoroutine(pushed)).seq
+    def refused(self, question: Coroutine[Deferred[Any], Any, Any], named: str) -> str:
+        problem = self.failureResultOf(Deferred.fromCoroutine(question), InvalidPayload).value
+        self.assertTrue(problem.detail.startswith(f"{named}: "), problem.detail)
+        self.assertLess(len(problem.detail), 1_000)
+        return str(problem.detail)
 
-    def wake(self) -> None:
-        self.successResultOf(Deferred.fromCoroutine(self.service.wake()))
+    def listed(self, user_id: str = "alice") -> Listed:
+        listed = self.ask(self.service.list_notifications(user_id))
+        assert isinstance(listed, Listed)
+        return listed
 
-    def open(self, user_id: str = "alice") -> Phone:
-        return Phone(self.service, user_id)
+    def metric(self, name: str) -> float | None:
+        return self.service._metrics.registry.get_sample_value(name)
 
-    def join(self, last_seq: int | None = 0, user_id: str = "alice") -> Phone:
-        phone = self.open(user_id)
-        self.successResultOf(phone.begin(last_seq))
-        return phone
+    # Pushing
 
-    def answer(self) -> None:
-        self.store.slow = False
-        while self.store.waiting:
-            self.store.waiting.pop(0).callback(None)
+    def test_a_push_to_several_users(self) -> None:
+        self.push("bob")
+        pushed = self.ask(self.service.push_notifications(["bob", "alice", "bob"], "t", None))
+        self.assertEqual([(one.user_id, one.seq) for one in pushed], [("bob", 2), ("alice", 1)])
+        self.assertEqual([entry.id for entry in self.listed().notifications], [pushed[1].id])
+        self.assertEqual(self.metric("flowtx_notifications_pushed_total"), 3)
 
-    def test_live_follows_the_backlog(self) -> None:
-        self.push()
-        phone = self.join()
-        self.push()
-        self.wake()
-        self.assertEqual(phone.seen, [1, 2])
+    def test_what_cannot_be_stored_is_refused_with_its_name(self) -> None:
+        good: dict[str, Any] = {"user_ids": ["alice"], "type_": "t", "payload": {}}
+        deep: object = 0
+        for _ in range(33):
+            deep = [deep]
+        endless: list[object] = []
+        endless.append(endless)
+        cases: list[tuple[str, str, list[object]]] = [
+            ("user_ids", "user_ids", [[], ["u"] * 10_001]),
+            ("user_ids", "user_id", [["x", bad] for bad in ("", "a b", "a\n", "ż", "a" * 129, "\0", "../x")]),
+            ("type_", "type", ["", "a" * 129, "a\0", "a\nb", "\x7f", "\ud800"]),
+            ("idempotency_key", "idempotency_key", ["", "a" * 256, "a\0", "\r\n", "\udfff"]),
+            ("collapse_key", "collapse_key", ["", "a" * 129, "a\0", "\t", "\ud800"]),
+            (
+                "payload",
+                "payload",
+                [
+                    object(),
+                    {"a": "\0"},
+                    {"a\0": 1},
+                    {"a": "\\\0"},
+                    "\ud800",
+                    {"\ud800": 1},
+                    "x" * 65_535,
+                    deep,
+                ],
+            ),
+            ("payload", "payload", [float("nan"), {"a": [float("inf")]}, {"a": (1, {"b": -float("inf")})}]),
+            ("payload", "payload", [endless, {(1, 2): 3}, b"\xff" * 65_536]),
+            (
+                "payload",
+                "payload",
+                [msgspec.Raw(text) for text in (b"", b"{", b"1 2", b"\xff", b'"\\u0000"', b"NaN", b"1e999")],
+            ),
+            (
+                "expires_at",
+                "expires_at",
+                [
+                    datetime(2040, 1, 1),
+                    datetime(2020, 1, 1, tzinfo=UTC),
+                    datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
+                    datetime(9999, 12, 31, 23, 30, tzinfo=timezone(timedelta(hours=-1))),
+                ],
+            ),
+        ]
+        for argument, named, values in cases:
+            for value in values:
+                with self.subTest(argument=argument, value=repr(value)[:60]):
+                    self.refused(self.service.push_notifications(**{**good, argument: value}), named)
+        self.assertEqual((self.listed().unread, self.push()), (0, 1))
 
-    def test_each_connection_gets_each_once(self) -> None:
-        first = self.join()
-        self.push()
-        self.wake()
-        second = self.join()
-        self.push()
-        self.wake()
-        self.wake()
-        self.assertEqual((first.seen, second.seen), ([1, 2], [1, 2]))
+    def test_what_can_be_stored_is_stored_as_it_is(self) -> None:
+        nasty = "'; DROP TABLE flow.notifications; -- $$ $1 %s %% \\ \" ż 😀 \u202e"
+        long = datetime(9999, 12, 31, 23, 30, tzinfo=UTC)
+        payload = {nasty: [nasty, "\\u0000", {"n": 2**53, "x": 1.5, "none": None, "yes": True}]}
+        pushing = self.service.push_notification(
+            "a_.:@-Z9", nasty, payload, nasty * 3, expires_at=long, collapse_key=nasty
+        )
+        self.ask(pushing)
+        [entry] = self.listed("a_.:@-Z9").notifications
+        self.assertEqual((entry.type, msgspec.json.decode(entry.payload)), (nasty, payload))
 
-    def test_others_get_nothing(self) -> None:
-        phone = self.join(user_id="bob")
-        self.push("alice")
-        self.wake()
-        self.assertEqual(phone.seen, [])
+    def test_the_longest_that_are_taken(self) -> None:
+        seq = self.push("u" * 128, "ż" * 128, "x" * 65_534, idempotency_key="k" * 255, collapse_key="c" * 128)
+        self.assertEqual(seq, 1)
 
-    def test_a_closed_reader_gets_nothing(self) -> None:
-        phone = self.join()
-        phone.close()
-        phone.close()
-        self.push()
-        self.wake()
-        self.assertEqual(phone.seen, [])
+    @given(st.text(max_size=6).map(lambda text: text.replace("u", "\\u0000")) | st.text(alphabet="\0\\u0"))
+    def test_of_texts_those_with_a_nul_are_refused_and_no_others(self, text: str) -> None:
+        pushing = Deferred.fromCoroutine(self.service.push_notification("alice", "t", {"a": text}))
+        if "\0" in text:
+            self.failureResultOf(pushing, InvalidPayload)
+        else:
+            self.successResultOf(pushing)
 
-    def test_what_commits_between_backlog_and_begin_is_not_lost(self) -> None:
-        phone = self.open()
-        self.store.slow = True
-        phone.begin()
-        self.push()
-        self.wake()
-        self.assertEqual(phone.seen, [])
-        self.answer()
-        self.assertEqual(phone.seen, [1])
+    def test_a_key_stores_once(self) -> None:
+        first = self.push(payload={"a": 1}, idempotency_key="k")
+        again = self.push(payload={"a": 1}, idempotency_key="k")
+        self.assertEqual((first, again, self.push()), (1, 1, 2))
 
-    def test_a_long_backlog_of_live_ones_is_read_in_parts(self) -> None:
-        phone = self.join()
-        for _ in range(450):
-            self.push()
-        self.wake()
-        self.assertEqual(phone.seen, list(range(1, 451)))
+    def test_a_key_used_for_something_else_is_a_conflict(self) -> None:
+        self.push(payload={"a": 1}, idempotency_key="k")
+        others: list[object] = [{"a": 2}, {"a": True}, {"a": "1"}, {"a": 1, "b": 1}, [], None]
+        for other in others:
+            pushing = self.service.push_notification("alice", "t", other, "k")
+            self.failureResultOf(Deferred.fromCoroutine(pushing), Conflict)
+        self.assertEqual(self.listed().unread, 1)
 
-    def test_many_users_are_read_in_parts(self) -> None:
-        names = [f"user-{number}" for number in range(250)]
-        phones = [self.join(user_id=name) for name in names]
-        for name in names:
-            self.push(name)
-        self.wake()
-        self.assertEqual([phone.seen for phone in phones], [[1]] * 250)
+    def test_it_takes_nothing_once_stopped(self) -> None:
+        self.ask(self._stopped())
+        pushing = self.service.push_notification("alice", "t", {})
+        self.failureResultOf(Deferred.fromCoroutine(pushing), Unavailable)
 
-    def test_a_read_that_fails_is_made_good_by_the_next(self) -> None:
-        phone = self.join()
-        self.push()
-        self.store.slow = True
-        failing = Deferred.fromCoroutine(self.service.wake())
-        self.store.waiting.pop().errback(Unavailable("down"))
-        self.failureResultOf(failing, Unavailable)
-        self.store.slow = False
-        self.wake()
-        self.assertEqual(phone.seen, [1])
+    async def _stopped(self) -> None:
+        await self.service.stopService()
 
-    def test_stop_waits_for_reads(self) -> None:
-        self.join()
-        self.push()
-        self.store.slow = True
-        waking = Deferred.fromCoroutine(self.service.wake())
-        stopping = self.service.stopService()
-        self.assertNoResult(stopping)
-        self.answer()
-        self.successResultOf(waking)
-        self.successResultOf(stopping)
+    # Reading and listing
 
     def test_reading_is_told_to_the_others(self) -> None:
         ear, own = Ear(), Ear()
@@ -197,74 +158,87 @@ class NotificationServiceTests(SynchronousTestCase):
         self.pubsub.subscribe("user:alice", own)
         for _ in range(3):
             self.push()
-        for marks, told in (
-            (ReadMarks(ids=("00000000-0000-4000-8000-000000000000",)), {"unread": 3}),
+        nobodys = ("00000000-0000-4000-8000-000000000000",)
+        cases: list[tuple[ReadMarks, dict[str, object]]] = [
+            (ReadMarks(ids=nobodys), {"unread": 3, "ids": nobodys}),
+            (ReadMarks(up_to_seq=0), {"unread": 3, "up_to_seq": 0}),
             (ReadMarks(up_to_seq=1), {"unread": 2, "up_to_seq": 1}),
             (ReadMarks(all=True), {"unread": 0, "all": True}),
-        ):
-            if marks.ids is not None:
-                told["ids"] = marks.ids  # type: ignore[assignment]
-            marking = self.service.mark_notifications_read("alice", marks, own)
-            self.assertEqual(self.successResultOf(Deferred.fromCoroutine(marking)), told["unread"])
+        ]
+        for marks, told in cases:
+            unread = self.ask(self.service.mark_notifications_read("alice", marks, own))
+            self.assertEqual(unread, told["unread"])
             self.assertEqual(ear.heard.pop(), ("user:alice", "notifications_read", told))
         self.assertEqual(own.heard, [])
 
-    def test_what_cannot_be_stored_is_refused_with_its_name(self) -> None:
-        users: list[str] = ["alice"]
-        for user_ids, payload, named in (
-            (users, object(), "payload"),
-            (users, {"a": "\0"}, "payload"),
-            (users, {"a\0": 1}, "payload"),
-            (users, {"a": "\\\0"}, "payload"),
-            (users, "\ud800", "payload"),
-            (users, "x" * 65_535, "payload"),
-            ([], {}, "user_ids"),
-            (["u"] * 10_001, {}, "user_ids"),
+    def test_a_list_has_its_bounds(self) -> None:
+        for _ in range(3):
+            self.push()
+        for limit in (0, -1, 101):
+            self.refused(self.service.list_notifications("alice", limit=limit), "limit")
+        for before in (-1, 2**63):
+            self.refused(self.service.list_notifications("alice", before), "before_seq")
+        listed = self.ask(self.service.list_notifications("alice", 3, 1))
+        self.assertEqual([entry.seq for entry in listed.notifications], [2])
+
+    # Subscriptions
+
+    def test_patterns_that_are_none_are_refused_and_nothing_is_stored(self) -> None:
+        subscribe = self.service.subscribe_to_notifications
+        for bad in (
+            "",
+            "a*b",
+            "**",
+            "*a",
+            "a" * 129,
+            "a" * 128 + "*",
+            "a\0",
+            "a\n",
+            "\x7f*",
+            "\ud800",
+            "*\n",
         ):
-            pushing = Deferred.fromCoroutine(self.service.push_notifications(user_ids, "t", payload))
-            problem = self.failureResultOf(pushing, InvalidPayload).value
-            self.assertTrue(problem.detail.startswith(f"{named}: "), problem.detail)
-        self.assertEqual(self.push(), 1)
+            with self.subTest(bad=bad[:10]):
+                self.refused(subscribe("alice", ["good", bad]), "types")
+                self.refused(subscribe("alice", remove=[bad]), "types")
+        self.refused(subscribe("a b", ["good"]), "user_id")
+        self.refused(subscribe("alice", [f"t{number}" for number in range(101)]), "types")
+        self.assertEqual(self.ask(subscribe("alice")), ())
 
-    def test_a_backslash_before_u0000_is_no_nul(self) -> None:
-        pushing = Deferred.fromCoroutine(self.service.push_notification("alice", "t", {"a": "\\u0000"}))
-        self.assertEqual(self.successResultOf(pushing).seq, 1)
+    def test_patterns_that_are_taken(self) -> None:
+        good = sorted(["*", "a", "deal.*", "a" * 128, "b" * 127 + "*", "it's -- $$ %s \\", "ż😀*"])
+        self.assertEqual(self.ask(self.service.subscribe_to_notifications("alice", good)), tuple(good))
 
-    @settings(max_examples=200, deadline=None)
-    @given(
-        st.lists(
-            st.sampled_from(["push", "look", "open", "silent", "begin", "answer", "pong", "close"]),
-            max_size=40,
-        )
-    )
-    def test_any_order_of_events_gives_each_reader_everything_in_order(self, events: list[str]) -> None:
-        self.setUp()
-        phones: list[Phone] = []
-        opened: list[Phone] = []
-        looks: list[Deferred[None]] = []
-        self.store.slow = True
-        for event in events:
-            if event == "push":
-                self.push()
-            elif event == "look" and all(look.called for look in looks):
-                looks.append(Deferred.fromCoroutine(self.service.wake()))
-            elif event in ("open", "silent"):
-                opened.append(self.open())
-                opened[-1].answers = event == "open"
-            elif event == "begin" and opened:
-                phones.append(opened.pop(0))
-                phones[-1].begin()
-            elif event == "answer" and self.store.waiting:
-                self.store.waiting.pop().callback(None)
-            elif event == "pong" and phones:
-                phones[0].pong()
-            elif event == "close" and phones:
-                phones.pop(0).close()
-        for phone in opened:
-            phones.append(phone)
-            phone.begin()
-        self.answer()
+    def test_the_subscriptions_of_who_is_here(self) -> None:
+        self.assertEqual(self.service.subscriptions("alice"), ())
+        self.ask(self.service.subscribe_to_notifications("alice", ["a", "b"]))
+        self.assertEqual(self.service.subscriptions("alice"), ())
+        self.push()
+        self.join()
+        self.assertEqual(self.service.subscriptions("alice"), ("a", "b"))
+        self.ask(self.service.subscribe_to_notifications("alice", ["c"], remove=["a"]))
+        self.assertEqual(self.service.subscriptions("alice"), ("b", "c"))
+        # What another node has changed shows with what comes next.
+        self.ask(self.store.subscribe("alice", ["d"], ["b"]))
+        self.push()
         self.wake()
-        expected = list(range(1, self.push()))
-        for phone in phones:
-            self.assertEqual(phone.seen, expected)
+        self.assertEqual(self.service.subscriptions("alice"), ("c", "d"))
+
+    # The whole
+
+    def test_the_latency_is_from_the_insertion_of_what_is_live(self) -> None:
+        self.push_many(2 * WINDOW)
+        phone = self.join()
+        self.assertEqual(len(phone.seen), 2 * WINDOW)
+        count = "flowtx_notify_latency_seconds_count"
+        self.assertEqual(self.metric(count), 0)
+        self.push()
+        self.wake()
+        self.assertEqual(self.metric(count), 1)
+        self.assertEqual(self.metric("flowtx_notifications_delivered_total"), 2 * WINDOW + 1)
+
+    def test_a_push_past_the_service_is_delivered_too(self) -> None:
+        phone = self.join()
+        self.ask(self.store.push([Push(("alice",), "t", b"{}")], wait=True))
+        self.wake()
+        self.assertEqual(phone.seen, [1])

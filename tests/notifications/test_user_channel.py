@@ -1,79 +1,13 @@
-"""The channel ``user:<id>``, through a Socket in memory."""
+"""The channel ``user:<id>``, through a Socket in memory: joining, and what is read."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
-
-from flowtx.channels.router import Router
 from flowtx.errors import Unavailable
-from flowtx.inbox import Backlog
-from flowtx.interfaces import Principal, User
-from flowtx.notifications.service import NotificationService
-from flowtx.notifications.user_channel import UserChannel
-from flowtx.pubsub.memory import MemoryPubSub
-from flowtx.sessions.service import SessionService
-from flowtx.storage.memory import MemoryUserDirectory
-from flowtx.storage.memory_inboxes import MemoryNotificationStore
-from flowtx.testing.memory import MemoryTransport, connect
+from flowtx.testing.memory import MemoryTransport
+from tests.notifications.channel import ChannelTestCase
 
 
-class FailingStore(MemoryNotificationStore):
-    """Has an answer, or has not."""
-
-    down = False
-
-    async def backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
-        if self.down:
-            raise Unavailable("down")
-        return await super().backlog(user_id, after_seq, limit, page_size)
-
-
-class UserChannelTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.pubsub = MemoryPubSub()
-        self.store = FailingStore()
-        self.notifications = NotificationService(self.store, self.pubsub, clock=self.clock)
-        users = [User("alice", "Alice Adams", "alice@example.com"), User("bob", "Bob", None)]
-        self.sessions = SessionService(MemoryUserDirectory(users), pubsub=self.pubsub, clock=self.clock)
-        self.sessions.startService()
-        self.router = Router().channel("user:*", lambda: UserChannel(self.sessions, self.notifications))
-        self.wake()
-
-    def connect(self, user_id: str = "alice") -> MemoryTransport:
-        claim = self.successResultOf(
-            Deferred.fromCoroutine(self.sessions.claim(Principal(user_id, expires_at=4e9)))
-        )
-        client = connect(self.router, user_id, self.clock, pubsub=self.pubsub)
-        claim.attach(client.socket)
-        self.addCleanup(client.lose)
-        return client
-
-    def push(self, user_id: str = "alice", **payload: object) -> str:
-        pushing = self.notifications.push_notification(user_id, "deal.won", payload)
-        return self.successResultOf(Deferred.fromCoroutine(pushing)).id
-
-    def wake(self) -> None:
-        self.successResultOf(Deferred.fromCoroutine(self.notifications.wake()))
-
-    def ask(self, client: MemoryTransport, event: str, payload: object, topic: str = "user:alice") -> Any:
-        client.text(json.dumps(["1", "9", topic, event, payload]))
-        return self.frames(client)
-
-    def frames(self, client: MemoryTransport) -> Any:
-        return [json.loads(frame.payload)[3:] for frame in client.take()]
-
-    def join(self, client: MemoryTransport, payload: object = None, user_id: str = "alice") -> Any:
-        [[event, reply], *rest] = self.ask(client, "phx_join", payload, f"user:{user_id}")
-        self.assertEqual((event, reply["status"]), ("phx_reply", "ok"))
-        self.assertEqual({name for name, _ in rest} - {"notification"}, set())
-        return reply["response"], [entry["seq"] for _, entry in rest]
-
+class UserChannelTests(ChannelTestCase):
     def test_the_reply_to_a_join(self) -> None:
         client = self.connect()
         session = self.sessions.get_session("alice")
@@ -211,12 +145,6 @@ class UserChannelTests(SynchronousTestCase):
             self.refused(self.ask(client, "mark_read", payload), named)
         self.assertEqual(self.ask(client, "mark_read", {"all": True})[0][1]["status"], "ok")
 
-    def refused(self, frames: Any, named: str) -> None:
-        [[event, reply]] = frames
-        self.assertEqual((event, reply["status"]), ("phx_reply", "error"))
-        self.assertEqual(reply["response"]["reason"], "invalid_payload")
-        self.assertIn(named, reply["response"]["detail"])
-
     def test_an_unknown_event_ends_the_channel_only(self) -> None:
         client = self.connect()
         self.join(client)
@@ -226,12 +154,15 @@ class UserChannelTests(SynchronousTestCase):
 
     def test_a_database_that_is_down(self) -> None:
         client = self.connect()
-        self.store.down = True
+        self.store.slow = True
+        self.assertEqual(self.ask(client, "phx_join", {}), [])
+        self.store.waiting.pop().errback(Unavailable("down"))
         self.assertEqual(
-            self.ask(client, "phx_join", {}),
+            self.frames(client),
             [["phx_reply", {"status": "error", "response": {"reason": "unavailable"}}]],
         )
-        self.store.down = False
+        self.assertEqual((self.notifications.delivery.readers("alice"), client.socket.on_pong), ((), None))
+        self.store.slow = False
         self.push()
         self.wake()
         self.assertEqual(self.join(client)[1], [1])
@@ -243,3 +174,40 @@ class UserChannelTests(SynchronousTestCase):
         self.push()
         self.wake()
         self.assertEqual(self.frames(client), [])
+
+    def test_a_connection_that_is_lost_during_its_join_leaves_nothing(self) -> None:
+        client = self.connect()
+        self.store.slow = True
+        self.ask(client, "phx_join", {})
+        lost = client.lose()
+        self.store.waiting.pop().callback(None)
+        self.successResultOf(lost)
+        self.assertEqual((self.notifications.delivery.readers("alice"), client.socket.on_pong), ((), None))
+
+    def test_another_join_takes_the_place_of_the_first(self) -> None:
+        client = self.connect()
+        self.join(client)
+        self.push()
+        client.text('["2","2","user:alice","phx_join",{"last_seq":0}]')
+        self.assertEqual(
+            [event for event, _ in self.frames(client)], ["phx_reply", "notification", "phx_close"]
+        )
+        self.push()
+        self.wake()
+        self.assertEqual([entry["seq"] for _, entry in self.frames(client)], [2])
+        self.assertEqual(len(tuple(self.notifications.delivery.readers("alice"))), 1)
+
+    def test_another_join_waits_for_the_first_and_leaves_one_reader(self) -> None:
+        self.push()
+        client = self.connect()
+        self.store.slow = True
+        self.ask(client, "phx_join", {})
+        client.text('["2","2","user:alice","phx_join",{}]')
+        self.store.waiting.pop().callback(None)
+        self.assertEqual(self.frames(client), [])
+        self.store.waiting.pop().callback(None)
+        self.assertEqual(
+            [event for event, _ in self.frames(client)], ["phx_reply", "notification", "phx_close"]
+        )
+        self.assertEqual(len(tuple(self.notifications.delivery.readers("alice"))), 1)
+        self.assertEqual(client.pings, [])

@@ -296,6 +296,25 @@ async def a_newer_one_takes_the_place_of_the_unread_older_one(store: INotificati
     assert (await store.backlog("alice", None, 10, 10)).unread == 1
 
 
+async def what_has_expired_is_replaced_and_counted_once(store: INotificationStore) -> None:
+    await push(store, "alice", n=1, collapse_key="c", expires_at=later(-1))
+    await push(store, "alice", n=2, collapse_key="c")
+    assert numbers(await everything(store, "alice")) == [2]
+    assert (await store.backlog("alice", None, 10, 10)).unread == 1
+    assert await swept(store, 0, 0) == 0
+
+
+async def a_sweep_keeps_the_counts_exact(store: INotificationStore) -> None:
+    for _ in range(3):
+        await push(store, "alice", "bob", expires_at=later(-1))
+        await push(store, "alice", "bob")
+    await store.mark_read("alice", ReadMarks(up_to_seq=3))
+    assert await swept(store, 0, 0) == 6
+    for user, unread in (("alice", [4, 6]), ("bob", [2, 4, 6])):
+        backlog = await store.backlog(user, None, 10, 10)
+        assert (seqs(backlog.page.entries), backlog.unread) == (unread, len(unread))
+
+
 async def of_several_in_one_call_the_last_stays(store: INotificationStore) -> None:
     await push(store, "alice", n=0, collapse_key="c")
     pushes = [Push(("alice",), "t", b'{"n": %d}' % n, collapse_key=key) for n, key in enumerate("cdcc", 1)]
@@ -452,6 +471,8 @@ CHECKS: list[Check] = [
     a_list_is_bounded_in_bytes,
     what_has_expired_is_not_there,
     a_newer_one_takes_the_place_of_the_unread_older_one,
+    what_has_expired_is_replaced_and_counted_once,
+    a_sweep_keeps_the_counts_exact,
     of_several_in_one_call_the_last_stays,
     subscriptions_are_kept_with_the_user,
     there_are_at_most_100_subscriptions,

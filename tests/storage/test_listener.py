@@ -19,8 +19,15 @@ class ListenerTests(SynchronousTestCase):
         self.clock = Clock()
         self.server = FakeServer()
         self.runs: list[Deferred[None]] = []
+        self.connected: list[int] = []
         self.listener = Listener(
-            URL, "flow", self.wake, reactor=self.clock, random=lambda: 1.0, link=self.server
+            URL,
+            "flow",
+            self.wake,
+            reactor=self.clock,
+            connected=lambda: self.connected.append(len(self.runs)),
+            random=lambda: 1.0,
+            link=self.server,
         )
         self.events = self.enterContext(capturedLogs())
 
@@ -106,6 +113,19 @@ class ListenerTests(SynchronousTestCase):
         self.server.latest.opened()
         self.assertEqual(len(self.runs), 2)
         self.assertEqual(len(self.lines), 2, self.lines)
+
+    def test_each_listen_is_told_before_the_look_after_it(self) -> None:
+        self.start()
+        self.notify()
+        self.runs[-1].callback(None)
+        self.clock.advance(5)
+        self.server.latest.answer([(1,)])
+        self.assertEqual(self.connected, [0])
+        looks = len(self.runs)
+        self.server.latest.lose()
+        self.clock.advance(0.1)
+        self.server.latest.opened()
+        self.assertEqual(self.connected, [0, looks])
 
     def test_a_listen_during_a_run_leads_to_one_more(self) -> None:
         self.start()

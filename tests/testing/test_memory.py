@@ -63,6 +63,45 @@ class MemoryTransportTests(SynchronousTestCase):
         transport.resume_reading()
         self.assertTrue(transport.reading)
 
+    def test_pings_are_answered_at_once_unless_it_is_told_otherwise(self) -> None:
+        client = connect(Router(), "42", Clock())
+        answers: list[bytes] = []
+        client.socket.on_pong = answers.append
+        client.socket.ping(b"1")
+        self.assertEqual((answers, client.pings), ([b"1"], []))
+        client.answers_pings = False
+        client.socket.ping(b"2")
+        client.socket.ping(b"3")
+        self.assertEqual((answers, client.pings), ([b"1"], [b"2", b"3"]))
+        client.pong()
+        client.pong()
+        self.assertEqual((answers, client.pings), ([b"1", b"2", b"3"], []))
+
+    def test_no_ping_and_no_pong_once_closed(self) -> None:
+        client = connect(Router(), "42", Clock())
+        answers: list[bytes] = []
+        client.socket.on_pong = answers.append
+        client.answers_pings = False
+        client.socket.ping(b"1")
+        client.socket.close(DRAIN)
+        client.socket.ping(b"2")
+        client.ping(b"3")
+        self.assertEqual(client.pings, [b"1"])
+        client.pong()
+        self.assertEqual(answers, [])
+
+    def test_a_pong_is_a_sign_of_life(self) -> None:
+        clock = Clock()
+        client = connect(Router(), "42", clock, heartbeat_timeout=10)
+        client.answers_pings = False
+        client.socket.ping(b"1")
+        clock.advance(6)
+        client.pong()
+        clock.advance(6)
+        self.assertIsNone(client.closed)
+        clock.advance(4)
+        self.assertEqual(client.closed, HEARTBEAT_TIMEOUT)
+
     def test_who_it_is(self) -> None:
         transport = MemoryTransport("192.0.2.1", "browser")
         self.assertEqual((transport.address, transport.user_agent), ("192.0.2.1", "browser"))

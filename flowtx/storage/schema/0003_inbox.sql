@@ -17,15 +17,17 @@ ALTER TABLE flow.notifications
     ADD COLUMN expires_at timestamptz,
     ADD COLUMN collapse_key text,
     ADD COLUMN delivered_at timestamptz,
-    ADD COLUMN undelivered_at timestamptz,
+    -- Of what there is already nobody knows whether it was received: none of it is to be found undelivered.
+    ADD COLUMN undelivered_at timestamptz DEFAULT now(),
     ADD COLUMN undelivered_number bigint;
+ALTER TABLE flow.notifications ALTER COLUMN undelivered_at DROP DEFAULT;
 COMMENT ON COLUMN flow.notifications.expires_at IS 'From then on it is neither listed, nor counted, nor sent.';
 COMMENT ON COLUMN flow.notifications.collapse_key IS
     'A newer notification with the same one takes the place of this one while it is unread.';
 COMMENT ON COLUMN flow.notifications.delivered_at IS
     'When a client of the user first proved that it had it: by ack, or by the Pong to our Ping.';
 COMMENT ON COLUMN flow.notifications.undelivered_at IS
-    'When it was found that nobody had got it in time; see the view flow.undelivered.';
+    'When it was found that nobody had got it in time; see the view flow.undelivered. Without a number: not known.';
 
 CREATE UNIQUE INDEX notifications_collapse_key ON flow.notifications (user_id, collapse_key)
     WHERE collapse_key IS NOT NULL AND read_at IS NULL;
@@ -36,7 +38,9 @@ CREATE INDEX notifications_waiting ON flow.notifications (inserted_at)
     WHERE delivered_at IS NULL AND read_at IS NULL AND undelivered_at IS NULL;
 CREATE UNIQUE INDEX notifications_undelivered ON flow.notifications (undelivered_number)
     WHERE undelivered_number IS NOT NULL;
-CREATE INDEX notifications_inserted_at ON flow.notifications USING brin (inserted_at);
+-- What has no summary yet is read each time that old notifications are looked for.
+CREATE INDEX notifications_inserted_at ON flow.notifications USING brin (inserted_at)
+    WITH (autosummarize = on);
 
 CREATE TABLE flow.subscriptions (
     user_id text NOT NULL CHECK (user_id ~ '^[A-Za-z0-9_.:@-]{1,128}$'),
@@ -69,6 +73,25 @@ INSERT INTO flow.idempotency_keys (user_id, key, digest, id, seq, inserted_at)
     FROM flow.notifications WHERE idempotency_key IS NOT NULL;
 ALTER TABLE flow.notifications DROP COLUMN idempotency_key;
 
+-- A row that somebody else's transaction is adding cannot be seen and skipped, only run into: half of the
+-- rows are tried again, then the other half, until those that stand in the way are left out.
+CREATE FUNCTION flow.make_inboxes(user_ids text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5ms' AS $$
+DECLARE
+    half int := cardinality(user_ids) / 2;
+BEGIN
+    INSERT INTO flow.inboxes (user_id, last_seq, unread)
+        SELECT u, 0, 0 FROM unnest(user_ids) u ON CONFLICT DO NOTHING;
+EXCEPTION WHEN lock_not_available THEN
+    IF half > 0 THEN
+        PERFORM flow.make_inboxes(user_ids[:half]);
+        PERFORM flow.make_inboxes(user_ids[half + 1:]);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION flow.make_inboxes IS
+    'Adds inboxes that there are not yet, but for those that somebody else is adding.';
+
 -- Many pushes in one transaction. Push number n, from 1, is the n-th of types, payloads and so on; pairs of
 -- pushes and user_ids say to whom each goes. A push is stored for all of its users or for none of them.
 -- outcome: stored; known, for a user who had it under its key before; conflict, where a key was used for
@@ -81,6 +104,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     targets text[];
+    missing text[];
     held text[];
     refused int[] := '{}';
     fresh_pushes int[];
@@ -108,28 +132,28 @@ BEGIN
         RAISE EXCEPTION 'collapse_key must be 1 to 128 characters' USING ERRCODE = '22023';
     END IF;
 
-    -- The locks first, always in the order of the ids: two callers cannot wait for each other, and who
-    -- comes second sees what the first one stored.
+    -- First the inboxes that there are not yet, then the locks, both in the order of the ids: two callers
+    -- cannot wait for each other, and who comes second sees what the first one stored.
     SELECT array_agg(DISTINCT u ORDER BY u) INTO targets FROM unnest(append.user_ids) u;
+    SELECT array_agg(u ORDER BY u) INTO missing FROM unnest(targets) u
+        WHERE NOT EXISTS (SELECT FROM flow.inboxes i WHERE i.user_id = u);
     IF append.wait THEN
+        INSERT INTO flow.inboxes (user_id, last_seq, unread)
+            SELECT u, 0, 0 FROM unnest(missing) WITH ORDINALITY m(u, n) ORDER BY n ON CONFLICT DO NOTHING;
         PERFORM FROM flow.inboxes i WHERE i.user_id = ANY (targets) ORDER BY i.user_id FOR UPDATE;
     ELSE
+        IF missing IS NOT NULL THEN
+            PERFORM flow.make_inboxes(missing);
+        END IF;
         SELECT array_agg(l.user_id) INTO held FROM (
             SELECT i.user_id FROM flow.inboxes i WHERE i.user_id = ANY (targets)
             ORDER BY i.user_id FOR UPDATE SKIP LOCKED
         ) l;
         SELECT coalesce(array_agg(DISTINCT p.push), '{}') INTO refused
             FROM unnest(append.pushes, append.user_ids) p(push, user_id)
-            WHERE p.user_id <> ALL (coalesce(held, '{}'))
-              AND EXISTS (SELECT FROM flow.inboxes i WHERE i.user_id = p.user_id);
+            WHERE NOT EXISTS (SELECT FROM unnest(held) h WHERE h = p.user_id);
         RETURN QUERY SELECT r, NULL::text, NULL::uuid, NULL::bigint, 'busy' FROM unnest(refused) r;
     END IF;
-    INSERT INTO flow.inboxes AS i (user_id, last_seq, unread)
-        SELECT u, 0, 0 FROM unnest(targets) u
-        WHERE NOT EXISTS (SELECT FROM flow.inboxes i WHERE i.user_id = u)
-        ORDER BY u
-        -- The update is for the lock: somebody else has made the row meanwhile.
-        ON CONFLICT (user_id) DO UPDATE SET unread = i.unread;
 
     SELECT array_agg(p.push), array_agg(p.user_id) INTO fresh_pushes, fresh_users
         FROM (SELECT DISTINCT push, user_id FROM unnest(append.pushes, append.user_ids) p(push, user_id)) p
@@ -167,7 +191,7 @@ BEGIN
             WHERE n.user_id = p.user_id AND n.collapse_key = collapse_keys[p.push] AND n.read_at IS NULL
             RETURNING n.user_id
         )
-        UPDATE flow.inboxes i SET unread = i.unread - r.count
+        UPDATE flow.inboxes i SET unread = greatest(0, i.unread - r.count)
             FROM (SELECT user_id, count(*) FROM replaced GROUP BY user_id) r
             WHERE i.user_id = r.user_id;
     END IF;
@@ -258,10 +282,10 @@ COMMENT ON FUNCTION flow.notify IS
 
 CREATE FUNCTION flow.unread(user_id text) RETURNS bigint
 LANGUAGE sql STABLE AS $$
-    SELECT coalesce((SELECT i.unread FROM flow.inboxes i WHERE i.user_id = unread.user_id), 0) - (
+    SELECT greatest(0, coalesce((SELECT i.unread FROM flow.inboxes i WHERE i.user_id = unread.user_id), 0) - (
         SELECT count(*) FROM flow.notifications n
         WHERE n.user_id = unread.user_id AND n.read_at IS NULL AND n.expires_at <= clock_timestamp()
-    )
+    ))
 $$;
 COMMENT ON FUNCTION flow.unread IS 'How many notifications of a user are unread; those that have expired are not.';
 

@@ -1,0 +1,47 @@
+"""A Ping goes the way of all frames: behind what was sent before it, within the same bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from flowtx.protocol.message import Frame
+from flowtx.transports.guards import GuardedFactory, GuardedProtocol
+
+TEXT = b"\x81\x01a"
+PING = b"\x89\x0264"
+
+
+class PingTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.transport: Any = StringTransport()
+        self.protocol: Any = GuardedProtocol()
+        self.protocol.factory = GuardedFactory(1_000, reactor=Clock())
+        self.protocol.transport = self.transport
+
+    def test_it_follows_what_was_sent_before(self) -> None:
+        self.protocol.open_outbox(100)
+        self.protocol.send(Frame(b"a"))
+        self.protocol.ping(b"64")
+        self.protocol.send(Frame(b"a"))
+        self.assertEqual(self.transport.value(), TEXT + PING + TEXT)
+
+    def test_it_waits_with_what_waits(self) -> None:
+        self.protocol.open_outbox(100)
+        self.transport.producer.pauseProducing()
+        self.protocol.send(Frame(b"a"))
+        self.protocol.ping(b"64")
+        self.protocol.send(Frame(b"a"))
+        self.assertEqual((self.transport.value(), self.protocol.waiting_bytes), (b"", 10))
+        self.transport.producer.resumeProducing()
+        self.assertEqual(self.transport.value(), TEXT + PING + TEXT)
+
+    def test_before_the_connection_is_open_and_after_its_end_it_is_nothing(self) -> None:
+        self.protocol.ping(b"64")
+        self.protocol.open_outbox(100)
+        self.protocol.onClose(True, None, None)
+        self.protocol.ping(b"64")
+        self.assertEqual(self.transport.value(), b"")
