@@ -38,6 +38,9 @@ from flowtx.transports.admission import Admission
 from flowtx.transports.origin import origin_rule
 from flowtx.transports.websocket import FlowFactory
 from flowtx.web.api import Api
+from flowtx.web.inboxes import InboxCalls
+from flowtx.web.operations import OperationCalls
+from flowtx.web.sessions import SessionCalls
 from flowtx.web.site import AdminSite, pages
 
 
@@ -189,16 +192,14 @@ class Flow(OrderedMultiService):
             reactor=reactor,
         )
         clients = [Listening("listen", endpoint, factory, reactor=reactor) for endpoint in settings.listen]
-        api = Api(
-            notifications,
-            sessions,
-            pubsub=pubsub,
-            metrics=metrics,
-            clock=reactor,
-            api_key=api_key,
-            is_ready=lambda: bool(self.running and sessions.healthy and database.ready),
-            pages=pages(),
+        routes = (
+            *InboxCalls(notifications).routes(),
+            *SessionCalls(sessions, notifications, pubsub=pubsub, clock=reactor).routes(),
+            *OperationCalls(
+                metrics, lambda: bool(self.running and sessions.healthy and database.ready), pages()
+            ).routes(),
         )
+        api = Api(routes, api_key)
         admin = Listening(
             "admin", settings.admin, AdminSite(api.resource(), reactor=reactor), reactor=reactor
         )
