@@ -3,7 +3,7 @@
 PYTHON ?= python3
 CLIENTS := tests/clients
 
-.PHONY: install run test lint format
+.PHONY: install run crm test docs lint format
 
 install: .venv/installed
 
@@ -15,6 +15,9 @@ install: .venv/installed
 run: .venv/installed
 	.venv/bin/python .venv/bin/twistd --nodaemon --pidfile= flow --demo
 
+crm: .venv/installed
+	.venv/bin/python -m examples.crm
+
 test: .venv/installed $(CLIENTS)/node_modules
 	.venv/bin/python -m pytest
 
@@ -24,6 +27,9 @@ $(CLIENTS)/node_modules: $(CLIENTS)/package-lock.json
 	else \
 		echo 'There is no npm here: the tests with the JavaScript client are skipped.'; \
 	fi
+
+docs: .venv/installed
+	.venv/bin/python -m sphinx -W --keep-going -q docs build/docs
 
 lint: .venv/installed
 	.venv/bin/ruff check

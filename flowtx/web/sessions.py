@@ -85,7 +85,7 @@ class SessionCalls:
         return answer(request, 200, {"closed": True})
 
     def disconnect(self, request: IRequest, user_id: str) -> bytes:
-        delivered = self._pubsub.broadcast(Broadcast(socket_topic(user_id), "disconnect", {}))
+        delivered = self._pubsub.publish(Broadcast(socket_topic(user_id), "disconnect", {}))
         return answer(request, 202, {"delivered": delivered})
 
     async def revoke(self, request: IRequest) -> bytes:
