@@ -3,7 +3,7 @@
 PYTHON ?= python3
 CLIENTS := tests/clients
 
-.PHONY: install run test soak lint format
+.PHONY: install run crm test soak docs lint format
 
 install: .venv/installed
 
@@ -14,6 +14,9 @@ install: .venv/installed
 
 run: .venv/installed
 	.venv/bin/python .venv/bin/twistd --nodaemon --pidfile= flow --demo
+
+crm: .venv/installed
+	.venv/bin/python -m examples.crm
 
 test: .venv/installed $(CLIENTS)/node_modules
 	.venv/bin/python -m pytest
@@ -27,6 +30,9 @@ $(CLIENTS)/node_modules: $(CLIENTS)/package-lock.json
 	else \
 		echo 'There is no npm here: the tests with the JavaScript client are skipped.'; \
 	fi
+
+docs: .venv/installed
+	.venv/bin/python -m sphinx -W --keep-going -q docs build/docs
 
 lint: .venv/installed
 	.venv/bin/ruff check

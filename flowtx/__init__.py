@@ -7,14 +7,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flowtx.channels.channel import Channel, Reply, Stop, error, ok
+from flowtx.app import Services
+from flowtx.channels.channel import Channel, Reply, Stop, UnhandledEvent, error, ok
 from flowtx.channels.router import Router
+from flowtx.errors import InvalidPayload
+from flowtx.presence.presence import Presence
+from flowtx.protocol.message import Broadcast
 from flowtx.sessions.session import Session
 
 if TYPE_CHECKING:
     from flowtx.application import make_service as make_service
 
-__all__ = ["Channel", "Reply", "Router", "Session", "Stop", "error", "make_service", "ok"]
+__all__ = [
+    "Broadcast",
+    "Channel",
+    "InvalidPayload",
+    "Presence",
+    "Reply",
+    "Router",
+    "Services",
+    "Session",
+    "Stop",
+    "UnhandledEvent",
+    "error",
+    "make_service",
+    "ok",
+]
 
 
 def __getattr__(name: str) -> Any:

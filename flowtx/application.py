@@ -11,18 +11,22 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from flowtx.app import App, Services, load_app, router_of
 from flowtx.auth import KeySource, TokenVerifier, key_source
-from flowtx.channels.router import Router
 from flowtx.config import CLAIMS, HMAC_ALGORITHMS, Settings
 from flowtx.data_dir import DataDir
 from flowtx.demo import Demo
 from flowtx.errors import Unavailable, UnknownOutcome
-from flowtx.interfaces import IUserDirectory
+from flowtx.groups.service import Groups
+from flowtx.interfaces import IPubSub, IUserDirectory
 from flowtx.listening import Listening
 from flowtx.metrics import Metrics
 from flowtx.notifications.service import NotificationService
 from flowtx.notifications.upkeep import InboxUpkeep
-from flowtx.notifications.user_channel import UserChannel
+from flowtx.presence.online import OnlineUsers
+from flowtx.presence.presence import Presence
+from flowtx.presence.recorder import PresenceRecorder
+from flowtx.presence.tracker import Tracker
 from flowtx.pubsub.memory import MemoryPubSub
 from flowtx.service import OrderedMultiService
 from flowtx.sessions.directory import BatchedRevocations, BatchedUserDirectory
@@ -30,17 +34,27 @@ from flowtx.sessions.history import MAX_QUEUED, History
 from flowtx.sessions.service import SessionService
 from flowtx.sessions.session import Limits
 from flowtx.storage.embedded import EmbeddedPostgres
+from flowtx.storage.groups import CHANNEL as GROUPS_CHANNEL
+from flowtx.storage.groups import PostgresGroupStore
 from flowtx.storage.listener import Listener
 from flowtx.storage.migrations import migrate
 from flowtx.storage.notifications import CHANNEL, PostgresNotificationStore
 from flowtx.storage.postgres import Database
+from flowtx.storage.presence import PostgresPresenceStore
 from flowtx.storage.revocations import PostgresRevocations
 from flowtx.storage.sessions import PostgresHistoryStore
 from flowtx.storage.users import ClaimsUserDirectory, SqlUserDirectory
+from flowtx.topics.routes import own_router
 from flowtx.transports.admission import Admission
+from flowtx.transports.factory import FlowFactory
 from flowtx.transports.origin import origin_rule
-from flowtx.transports.websocket import FlowFactory
 from flowtx.web.api import Api
+from flowtx.web.broadcasts import BroadcastCalls
+from flowtx.web.groups import GroupCalls
+from flowtx.web.inboxes import InboxCalls
+from flowtx.web.operations import OperationCalls
+from flowtx.web.presence import PresenceCalls
+from flowtx.web.sessions import SessionCalls
 from flowtx.web.site import AdminSite, pages
 
 
@@ -94,15 +108,16 @@ class Flow(OrderedMultiService):
 
     Args:
         settings: the settings.
-        router: the application's Channels; those of flowtx come first.
+        app: the application, in the place of what ``settings.app`` names: a Router, or a function of the
+            `flowtx.app.Services` that returns one.
         reactor: the reactor.
     """
 
-    def __init__(self, settings: Settings, *, reactor: Any, router: Router | None = None) -> None:
+    def __init__(self, settings: Settings, *, reactor: Any, app: App | None = None) -> None:
         super().__init__()
         self.settings = settings
         self._reactor = reactor
-        self._own_router = router
+        self._app = app
         self._data_dir: DataDir | None = None
 
     def startService(self) -> Deferred[None]:
@@ -133,6 +148,7 @@ class Flow(OrderedMultiService):
 
     def _assemble(self, data_dir: DataDir) -> None:
         settings, reactor = self.settings, self._reactor
+        app = load_app(settings.app) if self._app is None and settings.app is not None else self._app
         secret = None
         if HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms):
             secret = data_dir.secret(settings.secret_file)
@@ -148,7 +164,7 @@ class Flow(OrderedMultiService):
             Step(directory.check, reactor).setServiceParent(self)
             directory = BatchedUserDirectory(directory, clock=reactor)
         metrics = Metrics()
-        pubsub = MemoryPubSub()
+        pubsub = MemoryPubSub(gethostname())
         inboxes = PostgresNotificationStore(database)
         notifications = NotificationService(inboxes, pubsub, clock=reactor, metrics=metrics)
         notifications.setServiceParent(self)
@@ -177,10 +193,15 @@ class Flow(OrderedMultiService):
             max_queued=MAX_QUEUED + settings.max_sessions,  # all of which may end at once
         )
         history.setServiceParent(self)
+        self._add_presence(database, pubsub)
+        self.groups = Groups(PostgresGroupStore(database), clock=reactor)
+        Listener(
+            url, GROUPS_CHANNEL, self.groups.wake, reactor=reactor, application_name=name
+        ).setServiceParent(self)
         revocations = PostgresRevocations(database, settings.jwt_max_lifetime)
         sessions = SessionService(
             directory,
-            [history],
+            [history, self.online],
             pubsub=pubsub,
             clock=reactor,
             limits=Limits(settings.reconnect_window, settings.idle_timeout, settings.max_devices),
@@ -192,21 +213,16 @@ class Flow(OrderedMultiService):
         sessions.setServiceParent(self)
 
         metrics.sessions.set_function(lambda: len(sessions.namedServices))
-        metrics.outbox_bytes.set_function(
-            lambda: sum(
-                socket.transport.waiting_bytes
-                for _, session, _, _ in sessions.which_children()
-                for socket in session.sockets
-            )
-        )
+        metrics.users_online.set_function(self.online.__len__)
         admission = Admission(settings.handshake_rate, settings.handshake_concurrency)
 
         def jitter_ms() -> int:
             return admission.jitter_ms(len(sessions.namedServices))
 
-        router = Router().channel("user:*", lambda: UserChannel(sessions, notifications, jitter_ms))
-        if self._own_router is not None:
-            router.extend(self._own_router)
+        router = own_router(sessions, notifications, self.online, self.groups, jitter_ms)
+        if app is not None:
+            services = Services(sessions, notifications, self.presence, self.groups, pubsub, reactor)
+            router.extend(router_of(app, services))
         factory = FlowFactory(
             settings,
             verifier=verifier,
@@ -219,16 +235,17 @@ class Flow(OrderedMultiService):
             reactor=reactor,
         )
         clients = [Listening("listen", endpoint, factory, reactor=reactor) for endpoint in settings.listen]
-        api = Api(
-            notifications,
-            sessions,
-            pubsub=pubsub,
-            metrics=metrics,
-            clock=reactor,
-            api_key=api_key,
-            is_ready=lambda: bool(self.running and sessions.healthy and database.ready),
-            pages=pages(),
+        routes = (
+            *InboxCalls(notifications).routes(),
+            *SessionCalls(sessions, notifications, pubsub=pubsub, clock=reactor).routes(),
+            *PresenceCalls(self.presence, self.online).routes(),
+            *BroadcastCalls(pubsub, sessions).routes(),
+            *GroupCalls(self.groups).routes(),
+            *OperationCalls(
+                metrics, lambda: bool(self.running and sessions.healthy and database.ready), pages()
+            ).routes(),
         )
+        api = Api(routes, api_key)
         admin = Listening(
             "admin", settings.admin, AdminSite(api.resource(), reactor=reactor), reactor=reactor
         )
@@ -252,10 +269,24 @@ class Flow(OrderedMultiService):
         Step(lambda: migrate(database), self._reactor).setServiceParent(self)
         return url, database
 
+    def _add_presence(self, database: Database, pubsub: IPubSub) -> None:
+        self.presence = Presence(Tracker(pubsub, clock=self._reactor))
+        self.presence.setServiceParent(self)
+        recorder = PresenceRecorder(
+            PostgresPresenceStore(database),
+            node=gethostname(),
+            clock=self._reactor,
+            window=self.settings.reconnect_window,
+            retention_days=self.settings.retention_days,
+            max_queued=2 * self.settings.max_sessions,  # all of which may come and go at once
+        )
+        recorder.setServiceParent(self)
+        self.online = OnlineUsers(self.presence, recorder, clock=self._reactor)
 
-def make_service(settings: Settings, *, reactor: Any, router: Router | None = None) -> Flow:
+
+def make_service(settings: Settings, *, reactor: Any, app: App | None = None) -> Flow:
     """Make a whole server, to be started with ``startService``; see `Flow`."""
-    return Flow(settings, reactor=reactor, router=router)
+    return Flow(settings, reactor=reactor, app=app)
 
 
 def user_directory(settings: Settings, database: Database) -> IUserDirectory:

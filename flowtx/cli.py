@@ -19,6 +19,7 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
+from flowtx.app import load_app
 from flowtx.auth import MAX_EXPIRY, USER_ID_PATTERN, mint, signing_algorithm
 from flowtx.config import HMAC_ALGORITHMS, Settings, load
 from flowtx.data_dir import DataDir
@@ -150,6 +151,8 @@ def _token(parsed: Any) -> int:
 def _check_config(parsed: Any) -> int:
     settings = _settings(parsed)
     origin_rule(settings)
+    if settings.app is not None:
+        load_app(settings.app)
     print(f"good: {settings}")
     return 0
 

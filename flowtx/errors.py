@@ -57,6 +57,21 @@ class Conflict(FlowtxError):  # noqa: N818
     """An idempotency key was used before, for something else."""
 
 
+class AlreadyTracked(FlowtxError):  # noqa: N818
+    """An owner tracks a presence a second time: an update is for that."""
+
+
+class NotTracked(FlowtxError):  # noqa: N818
+    """An owner updates a presence that it does not track."""
+
+
+class PresenceFull(FlowtxError):  # noqa: N818
+    """There are as many presences as there may be, on the topic or on this node.
+
+    A channel that does not catch it answers the client's message ``presence_full``.
+    """
+
+
 class StorageError(FlowtxError):
     """The root of what can go wrong between flowtx and its database."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -11,6 +11,7 @@ from zope.interface import Attribute, Interface
 if TYPE_CHECKING:
     from flowtx.protocol.close import Close
     from flowtx.protocol.message import Broadcast, Frame
+    from flowtx.pubsub.pubsub import Publication
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -129,7 +130,20 @@ class ISessionObserver(Interface):
 
 
 class IPubSub(Interface):
-    """Carries broadcasts to the subscribers of a topic."""
+    """Carries broadcasts to the subscribers of a topic, on all nodes.
+
+    Those on this node have a broadcast when the call returns, those on others soon after, or never
+    where a link between nodes is down. Each gets it once, and the broadcasts of one node in their order.
+
+    What the calls have in common: ``event`` is 1 to 128 characters and none of the protocol's own
+    (``phx_…``, ``presence_…``), a topic 1 to 1,024 characters. ``payload`` is a JSON object, as a dict or
+    another value that msgspec encodes, or bytes. ``key`` is as in `flowtx.protocol.message.Frame`. They
+    return the number of subscribers on this node to whom it was delivered, and raise
+    `flowtx.errors.InvalidPayload` for a name of another form, `UnencodablePayload` for such a payload;
+    nobody gets anything then.
+    """
+
+    node = Attribute("The name of this node among those that hear each other.")
 
     def subscribe(topic: str, subscriber: Subscriber) -> None:
         """Have ``subscriber`` get the broadcasts of ``topic``; at most once, however often called."""
@@ -137,8 +151,67 @@ class IPubSub(Interface):
     def unsubscribe(topic: str, subscriber: Subscriber) -> None:
         """Undo `subscribe`; without effect where there is nothing to undo."""
 
-    def broadcast(broadcast: Broadcast, sender: Subscriber | None = None) -> int:
-        """Deliver to all subscribers but ``sender``; the number of those on this node."""
+    def broadcast(topic: str, event: str, payload: object, *, key: str | None = None) -> int:
+        """Send an event to all subscribers of a topic."""
+
+    def broadcast_from(
+        sender: Subscriber, topic: str, event: str, payload: object, *, key: str | None = None
+    ) -> int:
+        """Send an event to all subscribers of a topic but ``sender``."""
+
+    def direct_broadcast(
+        node: str, topic: str, event: str, payload: object, *, key: str | None = None
+    ) -> int:
+        """Send an event to the subscribers of a topic on one node; to nobody where there is no such node."""
+
+    def broadcast_many(topics: Iterable[str], event: str, payload: object, *, key: str | None = None) -> int:
+        """Send an event to all subscribers of many topics, each of which counts once."""
+
+    def broadcast_matching(pattern: str, event: str, payload: object, *, key: str | None = None) -> int:
+        """Send an event to all subscribers of the topics that match a pattern such as ``user:*``."""
+
+    def publish(broadcast: Broadcast, sender: Subscriber | None = None, node: str | None = None) -> int:
+        """Send a broadcast, whatever its event, to all subscribers of its topic but ``sender``.
+
+        It goes to all nodes, or only to the one that is named. Subscribers on this node get the very
+        object.
+        """
+
+
+class IPubSubAdapter(Interface):
+    """Carries what one node publishes to the others."""
+
+    def open(node: str, receive: Callable[[Publication], object]) -> None:
+        """Join the other nodes under a name of one's own; called once, before anything else.
+
+        From then on ``receive`` is called with what the other nodes send: once each, in the order of
+        each sender, and never with what this node has sent. It does not raise.
+        """
+
+    def send(publication: Publication, node: str | None = None) -> None:
+        """Send to all other nodes, or to the one that is named; later, and without waiting for it.
+
+        Without effect where it cannot be sent, or there is no such node. Does not raise.
+        """
+
+
+class IGroupStore(Interface):
+    """Keeps who is a member of which group. Its methods fail with `flowtx.errors.StorageError`.
+
+    They fail with `flowtx.errors.InvalidPayload` where a value cannot be kept.
+    """
+
+    def add(group: str, user_id: str) -> Awaitable[bool]:
+        """Add a member; fires once that is on disk, with whether it is news."""
+
+    def remove(group: str, user_id: str) -> Awaitable[bool]:
+        """Take a member away; fires once that is on disk, with whether it is news."""
+
+    def members(group: str, after: str, limit: int) -> Awaitable[Sequence[str]]:
+        """Fires with the ids of the first ``limit`` members that follow ``after``, sorted."""
+
+    def present(pairs: Sequence[tuple[str, str]]) -> Awaitable[frozenset[tuple[str, str]]]:
+        """Fires with those of the pairs of a group and a user that are members."""
 
 
 class ITransport(Interface):
@@ -147,6 +220,7 @@ class ITransport(Interface):
     address = Attribute("The client's address, for people to read.")
     user_agent = Attribute("What the client calls itself, or an empty text.")
     waiting_bytes = Attribute("How many bytes wait to be sent.")
+    reading = Attribute("Whether what the client sends is read now.")
 
     def send(frame: Frame) -> None:
         """Send, or queue within bounds; without effect once closed."""
@@ -165,6 +239,6 @@ class ITransport(Interface):
 
 
 class Subscriber(Protocol):
-    """What a broadcast is delivered to. Must not raise."""
+    """What a broadcast is delivered to. What it raises is logged, and keeps nobody else from theirs."""
 
     def deliver(self, broadcast: Broadcast) -> None: ...

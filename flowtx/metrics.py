@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+RATE_LIMITS = ("messages", "joins", "pings", "addresses")
 _DURATIONS = (1, 5, 30, 60, 300, 900, 1_800, 3_600, 14_400, 43_200, 86_400)
 
 
@@ -27,6 +28,11 @@ class _Hot(Collector):
             "flowtx_messages_received", "Messages from clients", value=metrics.messages_received
         )
         yield CounterMetricFamily("flowtx_frames_sent", "Frames to clients", value=metrics.frames_sent)
+        yield CounterMetricFamily(
+            "flowtx_frames_dropped",
+            "Frames that may be dropped, and that a slow client was not sent",
+            value=metrics.frames_dropped,
+        )
 
 
 class Metrics:
@@ -36,6 +42,9 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.sessions = Gauge("flowtx_sessions", "Sessions on this node", registry=registry)
         self.connections = Gauge("flowtx_connections", "Open connections of clients", registry=registry)
+        self.users_online = Gauge(
+            "flowtx_users_online", "Users who are present on this node", registry=registry
+        )
         self.session_duration = Histogram(
             "flowtx_session_duration_seconds",
             "How long Sessions lasted, by the reason of their end",
@@ -49,6 +58,8 @@ class Metrics:
         # Plain numbers: what each message counts must cost next to nothing.
         self.messages_received = 0
         self.frames_sent = 0
+        self.frames_dropped = 0
+        self.outbox_waiting = 0
         registry.register(_Hot(self))
         self.notifications_pushed = Counter(
             "flowtx_notifications_pushed_total", "Notifications appended to inboxes here", registry=registry
@@ -70,9 +81,18 @@ class Metrics:
         self.outbox_bytes = Gauge(
             "flowtx_outbox_bytes", "Bytes that wait to be sent, of all connections", registry=registry
         )
+        self.outbox_bytes.set_function(lambda: self.outbox_waiting)
         self.slow_consumers = Counter(
             "flowtx_slow_consumers_total", "Connections closed because they did not read", registry=registry
         )
+        self.rate_limited = Counter(
+            "flowtx_rate_limited_total",
+            "What went over a limit: messages, joins and pings of a connection, handshakes of an address",
+            ["limit"],
+            registry=registry,
+        )
+        for limit in RATE_LIMITS:
+            self.rate_limited.labels(limit)
         self.session_restarts = Counter(
             "flowtx_session_restarts_total", "Sessions restarted after a crash", registry=registry
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -10,6 +11,7 @@ from msgspec import Meta
 from twisted.internet.endpoints import serverFromString
 
 from flowtx.errors import ConfigError
+from flowtx.limits import Rate
 
 HMAC_ALGORITHMS: Final = frozenset({"HS256", "HS384", "HS512"})
 PUBLIC_KEY_ALGORITHMS: Final = frozenset(
@@ -22,6 +24,7 @@ CLAIMS: Final = "claims"
 USERS_QUERY: Final = "SELECT id, name, email FROM flow.users WHERE id = ANY(%s)"
 
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+Frequency = Annotated[float, Meta(ge=1, le=1_000_000)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
@@ -89,13 +92,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_timeout: Annotated[
         Seconds, Meta(description="seconds without a frame after which a connection is closed")
     ] = 60.0
+    ping_interval: Annotated[
+        float, Meta(ge=0, le=86_400, description="seconds from a client's Pong to the next Ping; 0 for none")
+    ] = 25.0
+    pong_timeout: Annotated[
+        Seconds, Meta(description="seconds without a Pong after which a connection is closed")
+    ] = 10.0
     max_frame_size: Annotated[
         int, Meta(ge=1024, le=16_777_216, description="bytes of a message from a client")
     ] = 65_536
     max_topics: Annotated[Count, Meta(description="topics that one connection may join")] = 100
+    rate_limit: Annotated[
+        str, Meta(min_length=1, description="messages per second and burst of one connection")
+    ] = "50/100"
+    join_rate: Annotated[
+        Frequency, Meta(description="joins per second of one connection; max-topics more at once")
+    ] = 10.0
+    ping_rate: Annotated[
+        Frequency, Meta(description="pings per second from one connection; twice as many at once")
+    ] = 5.0
+    handshake_rate_per_address: Annotated[
+        Frequency,
+        Meta(description="handshakes per second of one public address (IPv6: /64); twice as many at once"),
+    ] = 50.0
+    max_connections_per_address: Annotated[
+        Count, Meta(description="connections of one public address (IPv6: /64)")
+    ] = 10_000
+    trusted_proxies: Annotated[
+        tuple[str, ...] | None,
+        Meta(description="addresses or networks of proxies whose X-Forwarded-For is believed"),
+    ] = None
     outbox_limit: Annotated[int, Meta(ge=1024, description="bytes that may wait for one connection")] = (
         1_048_576
     )
+    outbox_max_age: Annotated[
+        Seconds, Meta(description="seconds for which a frame may wait for one connection")
+    ] = 10.0
     undelivered_after: Annotated[
         float,
         Meta(
@@ -116,8 +148,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="false, or origins such as //*.example.com; default the listen host"),
     ] = None
     database_connections: Annotated[
-        int, Meta(ge=1, le=100, description="connections to the database, besides one that listens")
+        int, Meta(ge=1, le=100, description="connections to the database, besides those that listen")
     ] = 4
+    app: Annotated[
+        str | None,
+        Meta(description="MODULE:NAME of the application's Router, or of a function that returns one"),
+    ] = None
     demo: Annotated[bool, Meta(description="add demo users and print how to try everything")] = False
 
     def __repr__(self) -> str:
@@ -176,11 +212,30 @@ def check_relations(settings: Settings) -> None:
     if settings.check_origin and "false" in settings.check_origin and settings.origins_checked:
         got = ", ".join(settings.check_origin)
         raise ConfigError(f"--check-origin: got {got!r:.80}; it takes either false or a list of origins")
+    _check_limits(settings)
     if settings.database and not settings.database.startswith(("postgresql://", "postgres://")):
         raise ConfigError("--database: got a value that is not shown; it takes a postgresql:// URL")
+    if settings.app is not None and not _APP.fullmatch(settings.app):
+        raise ConfigError(
+            f"--app: got {settings.app!r:.80}; it takes MODULE:NAME, such as crm.channels:router"
+        )
     if settings.users_query != CLAIMS and settings.users_query.count("%s") != 1:
         got = f"{settings.users_query[:60]!r}"
         raise ConfigError(f"--users-query: got {got}; it takes SQL with exactly one %s, or the word {CLAIMS}")
+
+
+def _check_limits(settings: Settings) -> None:
+    try:
+        Rate.parse(settings.rate_limit)
+    except ValueError:
+        form = "messages per second and how many at once, such as 50/100"
+        raise ConfigError(f"--rate-limit: got {settings.rate_limit!r:.80}; it takes {form}") from None
+    for proxy in settings.trusted_proxies or ():
+        try:
+            ip_network(proxy)
+        except ValueError as error:
+            takes = "addresses and networks such as 10.0.0.0/8"
+            raise ConfigError(f"--trusted-proxies: got {proxy!r:.80}; it takes {takes} ({error})") from None
 
 
 def _check_endpoint(name: str, text: str) -> None:
@@ -205,3 +260,4 @@ def printable(name: str) -> str:
 
 
 _PORT: Final = re.compile(r"(?:tcp[46]?|ssl):(?:[a-zA-Z]+=[^:]*:)*(?:port=)?(-?[0-9]+)")
+_APP: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from flowtx.app import load_app
 from flowtx.application import Flow
 from flowtx.config import Settings, load, options
 from flowtx.errors import ConfigError, FlowtxError
@@ -73,6 +74,9 @@ class Options(usage.Options):
             given["listen"] = self._listen
         try:
             self.settings = load(given)
+            # A daemon that fails later has no terminal to say it on.
+            if self.settings.app is not None:
+                load_app(self.settings.app)
         except ConfigError as error:
             _fail(error)
 

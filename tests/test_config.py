@@ -185,6 +185,12 @@ class ErrorTests(TestCase):
             ("users-query", "SELECT %s, %s", "exactly one %s"),
             ("users-query", "Claims", "word claims"),
             ("database", "mysql://h/d", "postgresql://"),
+            ("rate-limit", "50", "such as 50/100"),
+            ("rate-limit", "0/1", "such as 50/100"),
+            ("rate-limit", "\n", "such as 50/100"),
+            ("join-rate", "0", "at least 1"),
+            ("trusted-proxies", "10.0.0.1/8", "such as 10.0.0.0/8"),
+            ("trusted-proxies", "proxy.example", "such as 10.0.0.0/8"),
         ):
             text = self.refused({name: value})
             self.assertTrue(text.startswith(f"--{name}: "), text)

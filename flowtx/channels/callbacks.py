@@ -12,8 +12,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flowtx.channels.channel import Channel, Reply, Stop, UnhandledEvent, error
-from flowtx.errors import InvalidPayload, StorageError
-from flowtx.protocol.message import SERVER_EVENTS, Message
+from flowtx.channels.mailbox import MAX_WAITING, Info, Item
+from flowtx.errors import InvalidPayload, PresenceFull, StorageError
+from flowtx.protocol.message import SERVER_EVENTS, Broadcast, Message
 from flowtx.protocol.payload import read_payload
 
 STOP_TIMEOUT: Final = 5.0
@@ -35,61 +36,71 @@ async def join(channel: Channel, message: Message) -> Reply:
         if isinstance(result, Reply) and result.status in ("ok", "error"):
             return result
         raise _illegal(channel, "join", result, "None, ok(…) or error(…)")
-    except InvalidPayload as refused:
-        return _invalid_payload(refused)
-    except StorageError as failed:
-        _log.warn("Join of {channel} refused: {error}", channel=name(channel), error=failed)
-        return error({"reason": "unavailable"})
     except CancelledError:
         return JOIN_CRASHED
-    except Exception:
+    except Exception as problem:
+        refusal = _refusal(channel, message, problem)
+        if refusal is not None:
+            return refusal
         _log.failure("Channel {channel} crashed in join", channel=name(channel))
         return JOIN_CRASHED
 
 
-def handle(channel: Channel, message: Message) -> object:
-    """Give ``channel`` a message; what it returns, which may have to be awaited.
+def handle(channel: Channel, item: Item) -> object:
+    """Give ``channel`` a message, an info or a broadcast; what it returns, which may have to be awaited.
 
     Raises:
         UnhandledEvent: only a server may send that event.
         Exception: whatever the channel raises.
     """
-    if not isinstance(message.event, str) or message.event in SERVER_EVENTS:
-        raise UnhandledEvent(message.event)
-    return channel.handle_in(message.event, read_payload(message))
+    if isinstance(item, Info):
+        return channel.handle_info(item.message)
+    if isinstance(item, Broadcast):
+        return channel.handle_out(item.event, item.payload)
+    if not isinstance(item.event, str) or item.event in SERVER_EVENTS:
+        raise UnhandledEvent(item.event)
+    return channel.handle_in(item.event, read_payload(item))
 
 
-def check_result(channel: Channel, result: object) -> Reply | Stop | None:
-    """Pass on what ``handle_in`` may return.
+def check_result(channel: Channel, item: Item, result: object) -> Reply | Stop | None:
+    """Pass on what the handler of ``item`` may return.
 
     Raises:
         TypeError: it may not return that.
     """
-    if result is None or isinstance(result, Reply | Stop):
+    if isinstance(item, Message):
+        if result is None or isinstance(result, Reply | Stop):
+            return result
+        raise _illegal(channel, "handle_in", result, "None, ok(…), error(…), a Reply or a Stop")
+    if result is None or (isinstance(result, Stop) and result.reply is None):
         return result
-    raise _illegal(channel, "handle_in", result, "None, ok(…), error(…), a Reply or a Stop")
+    raise _illegal(channel, _method(item), result, "None or a Stop without a reply")
 
 
-def answer_to(channel: Channel, message: Message, failure: Failure) -> Reply | None:
-    """Find the answer to a message whose handler failed; None where the channel has crashed."""
+def answer_to(channel: Channel, item: Item, failure: Failure) -> Reply | None:
+    """Find the answer to what a handler failed at; None where the channel has crashed."""
     problem = failure.value
-    if isinstance(problem, InvalidPayload):
-        return _invalid_payload(problem)
-    if isinstance(problem, StorageError):
-        _log.warn(
-            "{channel} could not answer {event}: {error}",
-            channel=name(channel),
-            event=message.event,
-            error=problem,
-        )
-        return error({"reason": "unavailable"})
-    if isinstance(problem, UnhandledEvent):
-        # The client's fault: a line, no stack.
-        event = repr(message.event)[:64]
-        _log.warn("{channel} has no event {event}", channel=name(channel), event=event)
-    else:
-        _log.failure("Channel {channel} crashed in handle_in", failure, channel=name(channel))
+    if isinstance(item, Message):
+        refusal = _refusal(channel, item, problem)
+        if refusal is not None:
+            return refusal
+        if isinstance(problem, UnhandledEvent):
+            # The client's fault: a line, no stack.
+            event = repr(item.event)[:64]
+            _log.warn("{channel} has no event {event}", channel=name(channel), event=event)
+            return None
+    method = _method(item)
+    _log.failure("Channel {channel} crashed in {method}", failure, channel=name(channel), method=method)
     return None
+
+
+def log_overflow(channel: Channel) -> None:
+    """Log that too much waits for a channel."""
+    _log.error(
+        "Channel {channel} ends: more than {count} infos and broadcasts wait for it",
+        channel=name(channel),
+        count=MAX_WAITING,
+    )
 
 
 async def terminate(channel: Channel, reason: str, clock: IReactorTime) -> None:
@@ -100,9 +111,12 @@ async def terminate(channel: Channel, reason: str, clock: IReactorTime) -> None:
             _log.failure("Channel {channel} crashed in terminate", failure, channel=name(channel))
 
     try:
-        result = channel.terminate(reason)
+        result: Any = channel.terminate(reason)
         if isawaitable(result):
-            await finished(channel, as_deferred(result).addErrback(failed), clock)
+            running = as_deferred(result).addCallback(lambda given: _check_nothing(channel, given))
+            await finished(channel, running.addErrback(failed), clock)
+        else:
+            _check_nothing(channel, result)
     except Exception:
         failed(Failure())
 
@@ -145,12 +159,34 @@ def name(channel: Channel) -> str:
     return type(channel).__name__
 
 
+def _method(item: Item) -> str:
+    if isinstance(item, Message):
+        return "handle_in"
+    return "handle_info" if isinstance(item, Info) else "handle_out"
+
+
+def _check_nothing(channel: Channel, result: object) -> None:
+    if result is not None:
+        raise _illegal(channel, "terminate", result, "None")
+
+
 async def _awaited(result: Awaitable[Any]) -> Any:
     return await result
 
 
-def _invalid_payload(problem: InvalidPayload) -> Reply:
-    return error({"reason": "invalid_payload", "detail": problem.detail})
+def _refusal(channel: Channel, message: Message, problem: BaseException | None) -> Reply | None:
+    """Find the answer to a message whose handling failed without the channel having crashed."""
+    if isinstance(problem, InvalidPayload):
+        return error({"reason": "invalid_payload", "detail": problem.detail})
+    if not isinstance(problem, StorageError | PresenceFull):
+        return None
+    _log.warn(
+        "{channel} could not answer {event}: {error}",
+        channel=name(channel),
+        event=message.event,
+        error=problem,
+    )
+    return error({"reason": "unavailable" if isinstance(problem, StorageError) else "presence_full"})
 
 
 def _illegal(channel: Channel, method: str, value: object, legal: str) -> TypeError:

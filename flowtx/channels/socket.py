@@ -9,24 +9,29 @@ What happens with a message, in the order of the checks:
 4. A message on a joined topic goes to its channel, unless it carries another join's ref: then it is
    late and is dropped. ``access_token`` is for the connection itself: it renews its token.
 5. ``phx_leave`` of a topic that is not joined is answered ``ok``, anything else "unmatched topic".
+
+Before all of them, a message must be within the client's limits (`flowtx.channels.throttle`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 from uuid import uuid4
 
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from flowtx.channels.channel import Channel
+from flowtx.channels.liveness import PING, Liveness, Timeouts
 from flowtx.channels.membership import Membership
 from flowtx.channels.router import Router
+from flowtx.channels.throttle import Quota, Throttle
 from flowtx.channels.tokens import Renewal, Tokens
 from flowtx.interfaces import IPubSub, ITransport, Principal
-from flowtx.protocol.close import HEARTBEAT_TIMEOUT, TOKEN_ENDED, TOO_MANY_MALFORMED, Close
+from flowtx.limits import Strikes
+from flowtx.protocol.close import TOO_MANY_MALFORMED, Close
 from flowtx.protocol.message import (
     HEARTBEAT,
     JOIN,
@@ -74,6 +79,9 @@ class Socket:
         clock: IReactorTime,
         max_topics: int,
         heartbeat_timeout: float,
+        ping_interval: float = 0.0,
+        pong_timeout: float = 10.0,
+        quota: Quota | None = None,
         tokens: Tokens | None = None,
     ) -> None:
         self.id = uuid4().hex
@@ -88,54 +96,73 @@ class Socket:
         self.connected_at = self.last_received_at = self.last_activity_at = clock.seconds()
         self._router = router
         self._max_topics = max_topics
-        self._heartbeat_timeout = heartbeat_timeout
         self._memberships: dict[str, Membership] = {}
-        self._malformed: deque[float] | None = None
+        self._malformed: Strikes | None = None
+        self._throttle = None if quota is None else Throttle(self, quota)
         self._queued = 0
         self._closed = False
         self._closed_with: Close | None = None
-        self._when_closing: Callable[[Socket, Close | None], None] | None = None
+        self._when_closing: tuple[Callable[[Socket, Close | None], None], ...] = ()
         self._renewal = Renewal(self, tokens)
-        # One timer a connection, set anew only when it fires: a message costs two assignments.
-        self._deadline: IDelayedCall | None = None
-        self._set_deadline()
+        timeouts = Timeouts(heartbeat_timeout, ping_interval, pong_timeout)
+        self._liveness = Liveness(self, self._renewal, timeouts)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing reaches the client any more."""
+        return self._closed
 
     @property
     def topics(self) -> tuple[str, ...]:
         """The topics joined, or being joined."""
         return tuple(self._memberships)
 
+    def channel(self, topic: str) -> Channel | None:
+        """Find the channel of a topic that is joined, or being joined."""
+        membership = self._memberships.get(topic)
+        return None if membership is None else membership.channel
+
     # From the transport
 
     def text_received(self, data: bytes) -> None:
         """Take the payload of a text frame, which the transport has found to be UTF-8."""
-        if self._closed:
-            return
-        self.touched()
-        try:
-            message = self.serializer.decode_text(data)
-        except MalformedFrame:
-            self._count_malformed()
-        else:
-            self.dispatch(message)
+        self._received(self.serializer.decode_text, data)
 
     def binary_received(self, data: bytes) -> None:
         """Take the payload of a binary frame."""
+        self._received(self.serializer.decode_binary, data)
+
+    def _received(self, decode: Callable[[bytes], Message], data: bytes) -> None:
         if self._closed:
             return
         self.touched()
         try:
-            message = self.serializer.decode_binary(data)
+            message = decode(data)
         except MalformedFrame:
             self._count_malformed()
-        else:
+            return
+        throttle = self._throttle
+        if throttle is None or throttle.admits(message, self.last_received_at):
             self.dispatch(message)
+
+    def ping_received(self) -> None:
+        """Take a Ping, which the transport answers."""
+        if not self._closed:
+            self.touched()
+            if self._throttle is not None:
+                self._throttle.pinged(self.last_received_at)
 
     def pong_received(self, payload: bytes) -> None:
         """Take the answer to a Ping."""
         self.touched()
-        if self.on_pong is not None and not self._closed:
+        self._liveness.ponged(self.last_received_at)
+        if payload != PING and self.on_pong is not None and not self._closed:
             self.on_pong(payload)
+
+    def read_again(self) -> None:
+        """Note that the transport, which had not read, reads again."""
+        self.touched()
+        self._liveness.read_again(self.last_received_at)
 
     def touched(self) -> None:
         """Note a sign of life: any frame of the client's, pings and pongs too."""
@@ -148,10 +175,10 @@ class Socket:
             A Deferred that fires with None when all of them have ended.
         """
         self.closing(None)
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._liveness.cancel()
         self._renewal.cancel()
+        if self._throttle is not None:
+            self._throttle.cancel()
         memberships = list(self._memberships.values())
         self._memberships.clear()
         ended = DeferredList([membership.stop("closed") for membership in memberships])
@@ -189,8 +216,8 @@ class Socket:
         if self._closed:
             return False
         self._closed, self._closed_with = True, close
-        if self._when_closing is not None:
-            self._when_closing(self, close)
+        for call in self._when_closing:
+            call(self, close)
         return True
 
     def when_closing(self, call: Callable[[Socket, Close | None], None]) -> None:
@@ -198,7 +225,7 @@ class Socket:
 
         It comes before the channels end, so that what is broadcast meanwhile can be kept.
         """
-        self._when_closing = call
+        self._when_closing += (call,)
         if self._closed:
             call(self, self._closed_with)
 
@@ -222,12 +249,22 @@ class Socket:
         for membership in tuple(self._memberships.values()):
             membership.crash()
 
+    # From the channels
+
+    def observe_token(self, call: Callable[[], object]) -> None:
+        """Have ``call``, which must not raise, called when the client has renewed its token."""
+        self._renewal.observers += (call,)
+
+    def ignore_token(self, call: Callable[[], object]) -> None:
+        """Undo `observe_token`; without effect where there is nothing to undo."""
+        self._renewal.observers = tuple(other for other in self._renewal.observers if other != call)
+
     # From the renewal
 
     def token_renewed(self) -> None:
         """Go by the new token's end."""
         if not self._closed:
-            self._set_deadline()
+            self._liveness.reset()
 
     # Within
 
@@ -280,33 +317,14 @@ class Socket:
         self.send(self.serializer.reply(NULL_REF, message.ref, message.topic, "error", response))
 
     def _count_malformed(self) -> None:
-        now = self.clock.seconds()
         if self._malformed is None:
-            self._malformed = deque(maxlen=MAX_MALFORMED)
-        self._malformed.append(now)
-        if len(self._malformed) == MAX_MALFORMED and now - self._malformed[0] <= MALFORMED_PERIOD:
+            self._malformed = Strikes(MAX_MALFORMED, MALFORMED_PERIOD)
+        within = self._malformed.add(self.last_received_at)
+        if within is not None:
             self._log.warn(
                 "Closing {address}: {count} malformed frames in {seconds} s",
                 address=self.transport.address,
                 count=MAX_MALFORMED,
-                seconds=round(now - self._malformed[0]),
+                seconds=round(within),
             )
             self.close(TOO_MANY_MALFORMED)
-
-    # The end
-
-    def _set_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        ends_at = min(self.last_received_at + self._heartbeat_timeout, self._renewal.ends_at)
-        self._deadline = self.clock.callLater(max(0.0, ends_at - self.clock.seconds()), self._check_deadline)
-
-    def _check_deadline(self) -> None:
-        self._deadline = None
-        now = self.clock.seconds()
-        if self._renewal.ends_at <= now:
-            self.close(TOKEN_ENDED)
-        elif self.last_received_at + self._heartbeat_timeout <= now:
-            self.close(HEARTBEAT_TIMEOUT)
-        else:
-            self._set_deadline()

@@ -42,9 +42,10 @@ class Renewal:
 
     Attributes:
         ends_at: when the token ends, seconds of the socket's clock.
+        observers: are called when the token has been renewed, before that is answered.
     """
 
-    __slots__ = ("_socket", "_tokens", "_under_way", "ends_at")
+    __slots__ = ("_socket", "_tokens", "_under_way", "ends_at", "observers")
 
     _log = Logger()
 
@@ -53,6 +54,7 @@ class Renewal:
         self._tokens = tokens
         self._under_way: Deferred[None] | None = None
         self.ends_at = inf
+        self.observers: tuple[Callable[[], object], ...] = ()
         self._note_end()
 
     def _note_end(self) -> None:
@@ -89,6 +91,8 @@ class Renewal:
         self._under_way = None
         if result is None:
             self._socket.token_renewed()
+            for call in self.observers:
+                call()
             reply = ok()
         elif isinstance(result.value, InvalidPayload):
             reply = error({"reason": "invalid_payload", "detail": result.value.detail})

@@ -184,7 +184,7 @@ class NotificationService(Service):
             told["up_to_seq"] = marks.up_to_seq
         else:
             told["all"] = True
-        self._pubsub.broadcast(Broadcast(user_topic(user_id), "notifications_read", told), sender)
+        self._pubsub.publish(Broadcast(user_topic(user_id), "notifications_read", told), sender)
         return unread
 
     async def list_notifications(

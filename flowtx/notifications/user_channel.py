@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from flowtx.channels.channel import Channel, Reply, UnhandledEvent, error, ok
+from flowtx.channels.socket import Socket
 from flowtx.errors import InvalidPayload, Refused, Unavailable
 from flowtx.inbox import Notification, ReadMarks, Undeliverable
 from flowtx.notifications.reader import Reader
@@ -20,6 +21,14 @@ Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Uuid = Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\\Z")]
 
 T = TypeVar("T")
+
+
+class Attendance(Protocol):
+    """Keeps who is online; see `flowtx.presence.online.OnlineUsers`."""
+
+    def joined(self, socket: Socket) -> None: ...
+
+    def set_status(self, socket: Socket, status: Literal["online", "away"]) -> None: ...
 
 
 class ActivityPayload(msgspec.Struct):
@@ -71,6 +80,7 @@ class UserChannel(Channel):
         sessions: SessionService,
         notifications: NotificationService,
         jitter_ms: Callable[[], int] = lambda: 1_000,
+        online: Attendance | None = None,
     ) -> None:
         """Make the channel of one connection.
 
@@ -79,10 +89,12 @@ class UserChannel(Channel):
             notifications: has the user's inbox.
             jitter_ms: milliseconds over which clients that lose their connection together should
                 spread their return.
+            online: is told who has joined, and what they say of themselves; None where nobody keeps that.
         """
         self._jitter_ms = jitter_ms
         self._sessions = sessions
         self._notifications = notifications
+        self._online = online
         self._reader: Reader | None = None
 
     async def join(self, payload: Any) -> Reply:
@@ -102,6 +114,8 @@ class UserChannel(Channel):
             self._leave(reader)
             raise
         # From here to the return nothing is awaited: what is broadcast next comes by itself.
+        if self._online is not None:
+            self._online.joined(self.socket)
         missed = session.take_missed(self.socket)
         for broadcast in missed or ():
             self.push(broadcast.event, broadcast.payload)
@@ -140,8 +154,7 @@ class UserChannel(Channel):
             case "ack":
                 return self._ack(_read(payload, AckPayload))
             case "activity":
-                _read(payload, ActivityPayload)
-                return ok()
+                return self._note_activity(_read(payload, ActivityPayload))
         raise UnhandledEvent(event)
 
     def terminate(self, reason: str) -> None:  # noqa: ARG002
@@ -183,6 +196,11 @@ class UserChannel(Channel):
     def _ack(self, asked: AckPayload) -> Reply:
         if self._reader is not None:
             self._notifications.delivery.received(self._reader, asked.seq)
+        return ok()
+
+    def _note_activity(self, activity: ActivityPayload) -> Reply:
+        if self._online is not None and activity.status is not None:
+            self._online.set_status(self.socket, activity.status)
         return ok()
 
     # What the reader calls

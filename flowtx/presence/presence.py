@@ -23,6 +23,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from heapq import nsmallest
 from itertools import count
 from typing import Any, Final, TypeAlias
 
@@ -30,8 +31,8 @@ import msgspec
 from msgspec import Raw
 from twisted.application.service import Service
 
-from flowtx.errors import FlowtxError, InvalidPayload
-from flowtx.presence.state import PREVIOUS_REF, REF
+from flowtx.errors import AlreadyTracked, InvalidPayload, NotTracked, PresenceFull
+from flowtx.presence.state import PREVIOUS_REF, REF, Presences
 from flowtx.presence.tracker import PresenceChanges, PresenceObserver, Tracker
 from flowtx.protocol.payload import read_json
 
@@ -60,18 +61,6 @@ POISON: Final = frozenset(
 """Keys that every object of JavaScript has by itself: clients before phoenix 1.8.9 fail on them."""
 
 JsonObject: TypeAlias = Mapping[str, Any]
-
-
-class AlreadyTracked(FlowtxError):  # noqa: N818
-    """An owner tracks a key on a topic a second time: an update is for that."""
-
-
-class NotTracked(FlowtxError):  # noqa: N818
-    """An owner updates what it does not track."""
-
-
-class PresenceFull(FlowtxError):  # noqa: N818
-    """There are as many metas as there may be, on the topic or on this node."""
 
 
 class Presence(Service):
@@ -211,6 +200,22 @@ class Presence(Service):
     def get_by_key(self, topic: str, key: str) -> Sequence[dict[str, Any]]:
         """Tell the metas of one key, in the order in which they came; none where it is not present."""
         return [msgspec.json.decode(meta) for meta in self._tracker.get_by_key(topic, key)]
+
+    def page(self, topic: str, after: str, limit: int) -> tuple[Presences, str | None]:
+        """Tell who is present on a topic, a page at a time, in the order of the keys.
+
+        Args:
+            topic: where.
+            after: the last key of the page before; empty for the first page.
+            limit: how many keys a page has at most.
+
+        Returns:
+            The page in the form of `list`, its metas encoded, and what to give as ``after`` for the
+            next page; None where this is the last one.
+        """
+        keys = nsmallest(limit + 1, (key for key in self._tracker.keys(topic) if key > after))
+        page = {key: {"metas": [*self._tracker.get_by_key(topic, key)]} for key in keys[:limit]}
+        return page, keys[limit - 1] if len(keys) > limit else None
 
     def state(self, topic: str) -> Raw:
         """The payload of ``presence_state`` for a client that joins now; see the module.

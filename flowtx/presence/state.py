@@ -132,6 +132,10 @@ class TopicState:
         """The meta that ``ref`` names, or None."""
         return self._keys.get(key, {}).get(ref)
 
+    def keys(self) -> Iterable[str]:
+        """The keys that have a meta."""
+        return self._keys.keys()
+
     def list(self) -> Presences:
         """All metas, with the changes that clients have not been told yet."""
         return _by_key(meta for metas in self._keys.values() for meta in metas.values())

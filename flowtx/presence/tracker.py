@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from msgspec import Raw
@@ -120,6 +120,11 @@ class Tracker:
         state = self._topics.get(topic)
         return [] if state is None else [meta.encoded for meta in state.get(key)]
 
+    def keys(self, topic: str) -> Iterable[str]:
+        """The keys that are present on a topic."""
+        state = self._topics.get(topic)
+        return () if state is None else state.keys()
+
     def list(self, topic: str) -> Presences:
         """All metas of a topic, with the changes that clients have not been told yet."""
         state = self._topics.get(topic)
@@ -151,7 +156,8 @@ class Tracker:
                 continue
             if state.empty:
                 del self._topics[topic]
-            self._tell(self._pubsub.broadcast, Broadcast(topic, PRESENCE_DIFF, diff.payload))
+            broadcast = Broadcast(topic, PRESENCE_DIFF, diff.payload)
+            self._tell(self._pubsub.publish, broadcast, None, self._pubsub.node)
             if diff.arrived or diff.departed:
                 for observer in self._observers:
                     self._tell(observer, topic, diff.arrived, diff.departed)

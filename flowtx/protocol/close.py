@@ -14,7 +14,7 @@ class Close(NamedTuple):
 
     Attributes:
         code: the WebSocket close code.
-        reason: a word for the client, the log and the metrics; at most 123 bytes.
+        reason: a word for the client and the log; at most 123 bytes.
     """
 
     code: int
@@ -31,6 +31,12 @@ DISCONNECT: Final = Close(1001, "disconnect")
 HEARTBEAT_TIMEOUT: Final = Close(1002, "heartbeat_timeout")
 TOO_MANY_MALFORMED: Final = Close(1008, "too_many_malformed_frames")
 TOO_MANY_FRAGMENTS: Final = Close(1008, "too_many_fragments")
+MESSAGE_TIMEOUT: Final = Close(1008, "message_timeout")
 INTERNAL_ERROR: Final = Close(1011, "internal_error")
 DRAIN: Final = Close(1012, "drain")
 SLOW_CONSUMER: Final = Close(1013, "slow_consumer")
+
+
+def rate_limited(retry_after_ms: int) -> Close:
+    """Close a client that asked for too much; the reason tells when it may come back."""
+    return Close(1008, f"rate_limited retry_after_ms={retry_after_ms}")

@@ -44,10 +44,18 @@ class Message(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The payload of one WebSocket frame to a client."""
+    """The payload of one WebSocket frame to a client.
+
+    Attributes:
+        payload: the payload.
+        binary: whether it goes into a binary frame.
+        key: None where the client must get it; otherwise it may be dropped for a client that is slow,
+            and a newer one with the same key takes its place while it waits.
+    """
 
     payload: bytes
     binary: bool = False
+    key: str | None = None
 
 
 class Broadcast:
@@ -57,15 +65,17 @@ class Broadcast:
         topic: the topic.
         event: the event.
         payload: a mapping, a value that msgspec encodes as an object, or bytes.
+        key: as in `Frame`.
         encoded: what a serializer made of it, by the serializer's version.
     """
 
-    __slots__ = ("encoded", "event", "payload", "topic")
+    __slots__ = ("encoded", "event", "key", "payload", "topic")
 
-    def __init__(self, topic: str, event: str, payload: object) -> None:
+    def __init__(self, topic: str, event: str, payload: object, key: str | None = None) -> None:
         self.topic = topic
         self.event = event
         self.payload = payload
+        self.key = key
         self.encoded: dict[str, Frame] = {}
 
 

@@ -108,6 +108,7 @@ class V1Serializer:
         frame = broadcast.encoded.get(self.version)
         if frame is None:
             frame = self.push(join_ref, broadcast.topic, broadcast.event, broadcast.payload)
+            frame = frame._replace(key=broadcast.key)
             broadcast.encoded[self.version] = frame
         return frame
 
@@ -181,8 +182,9 @@ class V2Serializer:
             else:
                 topic, event = _json(broadcast.topic), _json(broadcast.event)
                 cached = Frame(b",null,%b,%b,%b]" % (topic, event, _object(broadcast.payload)))
+            cached = cached._replace(key=broadcast.key)
             broadcast.encoded[self.version] = cached
-        return cached if cached.binary else Frame(b"[" + join_ref + cached.payload)
+        return cached if cached.binary else Frame(b"[" + join_ref + cached.payload, key=cached.key)
 
 
 _SERIALIZERS: Final[tuple[tuple[re.Pattern[str], Serializer], ...]] = (

@@ -30,5 +30,14 @@ class TopicPattern(NamedTuple):
             )
         return cls(prefix, bool(star))
 
+    def __str__(self) -> str:
+        return f"{self.prefix}{'*' * self.wildcard}"
+
     def matches(self, topic: str) -> bool:
         return topic.startswith(self.prefix) if self.wildcard else topic == self.prefix
+
+    def overlaps(self, other: TopicPattern) -> bool:
+        """Whether there is a topic that both match."""
+        if self.wildcard and other.wildcard:
+            return self.matches(other.prefix) or other.matches(self.prefix)
+        return self.matches(other.prefix) if self.wildcard else other.matches(self.prefix)

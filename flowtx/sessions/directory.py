@@ -30,6 +30,7 @@ from zope.interface import implementer
 from flowtx.errors import Unavailable
 from flowtx.interfaces import IRevocations, IUserDirectory, Principal, User
 
+Q = TypeVar("Q")
 T = TypeVar("T")
 
 MAX_BATCH: Final = 500
@@ -64,22 +65,20 @@ def send_at(first: float, latest: float, sent: float) -> float:
     return min(latest + QUIET, first + TOGETHER)
 
 
-class Batches(Generic[T]):
-    """Gathers questions about principals into queries.
+class Batches(Generic[Q, T]):
+    """Gathers questions, such as those about principals, into queries.
 
     Args:
-        ask: answers for many principals, in their order; or fails, for all of them.
+        ask: answers many questions, in their order; or fails, for all of them.
         clock: the time.
     """
 
-    def __init__(
-        self, ask: Callable[[Sequence[Principal]], Awaitable[Sequence[T]]], clock: IReactorTime
-    ) -> None:
+    def __init__(self, ask: Callable[[Sequence[Q]], Awaitable[Sequence[T]]], clock: IReactorTime) -> None:
         self._ask = ask
         self._clock = clock
         # In the order in which they came, with the time by which each has an answer.
         self._waiting: dict[Deferred[T], float] = {}
-        self._queued: dict[Deferred[T], Principal] = {}
+        self._queued: dict[Deferred[T], Q] = {}
         self._under_way = 0
         self._latest = self._sent = -inf
         self._sending: IDelayedCall | None = None
@@ -92,14 +91,14 @@ class Batches(Generic[T]):
         """How many wait for an answer."""
         return len(self._waiting)
 
-    async def answers(self, principals: Iterable[Principal]) -> list[T]:
-        """Ask for each of ``principals``.
+    async def answers(self, questions: Iterable[Q]) -> list[T]:
+        """Ask each of ``questions``.
 
         Raises:
             Unavailable: there was no answer within 2.25 s, or 10,000 wait already.
             Exception: whatever the query failed with.
         """
-        waiters = [self.answer(principal) for principal in principals]
+        waiters = [self.answer(question) for question in questions]
         try:
             return [await waiter for waiter in waiters]
         except Exception:
@@ -108,8 +107,8 @@ class Batches(Generic[T]):
                 waiter.cancel()
             raise
 
-    def answer(self, principal: Principal) -> Deferred[T]:
-        """Ask for one principal.
+    def answer(self, question: Q) -> Deferred[T]:
+        """Ask one question.
 
         Returns:
             A Deferred of the caller's own, which may be cancelled; see `answers`.
@@ -119,7 +118,7 @@ class Batches(Generic[T]):
         waiter: Deferred[T] = Deferred(self._forget)
         self._latest = self._clock.seconds()
         self._waiting[waiter] = self._latest + ANSWER_WITHIN
-        self._queued[waiter] = principal
+        self._queued[waiter] = question
         if self._expiring is None:
             self._expiring = self._clock.callLater(ANSWER_WITHIN, self._expire)
         self._send()
@@ -170,8 +169,8 @@ class Batches(Generic[T]):
         asking.addTimeout(ANSWER_WITHIN, self._clock)
         asking.addBoth(self._answered, tuple(batch))
 
-    async def _asked(self, principals: Sequence[Principal]) -> Sequence[T]:
-        return await self._ask(principals)
+    async def _asked(self, questions: Sequence[Q]) -> Sequence[T]:
+        return await self._ask(questions)
 
     def _answered(self, result: Sequence[T] | Failure, waiters: Sequence[Deferred[T]]) -> None:
         self._under_way -= 1

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from twisted.logger import Logger
-
 from flowtx.interfaces import IPubSub
 from flowtx.protocol.close import HEARTBEAT_TIMEOUT, SLOW_CONSUMER, Close
-from flowtx.protocol.message import NULL_REF, Broadcast, UnencodablePayload
+from flowtx.protocol.message import NULL_REF, Broadcast
 from flowtx.protocol.serializer import V2Serializer
 
 MAX_EVENTS: Final = 100
@@ -19,7 +17,6 @@ _UNDELIVERED: Final = frozenset({HEARTBEAT_TIMEOUT, SLOW_CONSUMER})
 """Ends of a connection after which nobody knows what the client still got."""
 
 _serializer = V2Serializer()
-_log = Logger()
 
 
 class MissedEvents:
@@ -41,20 +38,10 @@ class MissedEvents:
         pubsub.subscribe(topic, self)
 
     def deliver(self, broadcast: Broadcast) -> None:
-        """Keep an event; one that cannot be sent is nobody's to miss."""
+        """Keep an event."""
         if self._events is None:
             return
-        try:
-            frame = _serializer.broadcast(NULL_REF, broadcast)
-        except UnencodablePayload as problem:
-            _log.warn(
-                "{event} on {topic} cannot be sent: {error}",
-                event=broadcast.event,
-                topic=broadcast.topic,
-                error=problem,
-            )
-            return
-        self._bytes += len(frame.payload)
+        self._bytes += len(_serializer.broadcast(NULL_REF, broadcast).payload)
         if len(self._events) == MAX_EVENTS or self._bytes > MAX_BYTES:
             self._events = None
         else:

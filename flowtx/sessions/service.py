@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 from typing import Final, cast
 
@@ -23,7 +23,7 @@ from flowtx.interfaces import (
 from flowtx.metrics import Metrics
 from flowtx.protocol.close import CONNECTION_CLOSED, TOKEN_REVOKED
 from flowtx.sessions.machine import ENDING, State
-from flowtx.sessions.session import Limits, Session, Surroundings
+from flowtx.sessions.session import Limits, Session, Surroundings, user_topic
 
 GIVEN_UP_FOR: Final = 60.0
 """Seconds for which a user whose Session was given up is refused."""
@@ -278,6 +278,27 @@ class SessionService(MultiService):
             (user_id, cast("Session", child), "worker", [Session])
             for user_id, child in self.namedServices.items()
         ]
+
+    def broadcast_to_users(
+        self, user_ids: Iterable[str], event: str, payload: object, *, key: str | None = None
+    ) -> int:
+        """Send an event to users, on the topic ``user:<id>`` of each.
+
+        Args:
+            user_ids: to whom; each gets it once.
+            event, payload, key: see `flowtx.interfaces.IPubSub`.
+
+        Returns:
+            How many connections, and users who may still come back, it was for on this node.
+
+        Raises:
+            InvalidPayload, UnencodablePayload: see `flowtx.interfaces.IPubSub`.
+        """
+        return self._around.pubsub.broadcast_many(map(user_topic, user_ids), event, payload, key=key)
+
+    def broadcast_to_all(self, event: str, payload: object, *, key: str | None = None) -> int:
+        """Send an event to all users who are here, on the topics ``user:<id>``; see `broadcast_to_users`."""
+        return self._around.pubsub.broadcast_matching(user_topic("*"), event, payload, key=key)
 
     async def revoke(self, *, token_id: str | None = None, user_id: str | None = None) -> int:
         """Revoke one token, or all that a user has now, and close the connections that came with them.

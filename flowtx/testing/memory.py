@@ -10,6 +10,7 @@ An application's tests connect to their Router and play the client::
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -21,7 +22,7 @@ from flowtx.channels.tokens import Tokens
 from flowtx.interfaces import IPubSub, ITransport, Principal
 from flowtx.protocol.close import Close
 from flowtx.protocol.message import Frame
-from flowtx.protocol.serializer import serializer_for
+from flowtx.protocol.serializer import Serializer, serializer_for
 from flowtx.pubsub.memory import MemoryPubSub
 
 
@@ -51,6 +52,10 @@ class MemoryTransport:
         self.reading = True
         self.answers_pings = True
         self.pings: list[bytes] = []
+
+    def open(self, serializer: Serializer, principal: Principal, **options: Any) -> None:
+        """Make the Socket; see there."""
+        self.socket = Socket(self, serializer, principal, **options)
 
     # What the Socket calls
 
@@ -139,8 +144,7 @@ def connect(
     if serializer is None:
         raise ValueError(f"flowtx speaks versions 1.0.x and 2.0.x of the protocol, not {vsn!r}")
     transport = MemoryTransport()
-    transport.socket = Socket(
-        transport,
+    transport.open(
         serializer,
         Principal(user_id, expires_at=clock.seconds() + 3600),
         router=router,

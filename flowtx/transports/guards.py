@@ -8,7 +8,10 @@ Each guard is for a trap of Autobahn 26.10 that a real connection can fall into:
 - Timers are rounded down to whole seconds: one second to answer a close frame may be none.
 - An exception would leave the connection open and deaf, or end it without a word.
 - What arrives of a frame that broke the protocol would be kept, whatever its length.
-- A message in endlessly many empty fragments would never reach a limit.
+- A message in endlessly many empty fragments would never reach a limit, and one that never ends would
+  be waited for.
+- Ten thousand small frames that arrive together would be handled in one go, while all others wait; and
+  whatever has arrived would be handled although reading has been paused.
 - What is sent, answers to pings too, would pile up for a client that does not read.
 - Nagle's algorithm stays on, since the setting is read before it is there; and the kernel takes
   megabytes for a client that does not read.
@@ -27,12 +30,25 @@ from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerPr
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from flowtx.protocol.close import INTERNAL_ERROR, SLOW_CONSUMER, TOO_MANY_FRAGMENTS, Close
+from flowtx.protocol.close import (
+    INTERNAL_ERROR,
+    MESSAGE_TIMEOUT,
+    SLOW_CONSUMER,
+    TOO_MANY_FRAGMENTS,
+    Close,
+)
 from flowtx.protocol.message import Frame
-from flowtx.transports.outbox import Outbox
+from flowtx.transports.outbox import Bounds, Outbox
 
 MAX_FRAGMENTS: Final = 64
 SEND_BUFFER: Final = 65_536
+STEPS_A_TURN: Final = 128
+"""Steps of Autobahn's parser before others get their turn: a frame takes two."""
+
+# Why nothing is read for now.
+MAILBOXES: Final = 1
+OUTBOX: Final = 2
+TURN: Final = 4
 
 _TEXT: Final = 1
 _BINARY: Final = 2
@@ -55,15 +71,20 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     Attributes:
         close_timeout: seconds that a client has to answer a close frame, or to take what was
             written before the connection is dropped.
+        message_timeout: seconds that a message may take from its first byte to its last.
     """
 
     close_timeout: ClassVar[float] = 1.0
+    message_timeout: ClassVar[float] = 30.0
 
     log = _Silent()
     _log = Logger()
     _timer: IDelayedCall | None = None
     _outbox: Outbox | None = None
     _fragments = 0
+    _unread_for = 0
+    _turn: IDelayedCall | None = None
+    _begun_at: float | None = None
 
     @property
     def address(self) -> str:
@@ -80,7 +101,75 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     # What comes in
 
     def consumeData(self) -> None:
-        self.guard(super().consumeData)
+        if self.state in (self.STATE_OPEN, self.STATE_CLOSING):
+            self.guard(self._consume_frames)
+        else:
+            self.guard(super().consumeData)
+
+    def _consume_frames(self) -> None:
+        """Handle what has arrived, as far as that may be now; the rest stays in ``data``."""
+        for _ in range(STEPS_A_TURN):
+            if self.state == self.STATE_CLOSED or (self._unread_for and self.state == self.STATE_OPEN):
+                return
+            if not self.processData():
+                self._look_for_end()
+                return
+        self.stop_reading(TURN)
+        self._next_turn()
+
+    def stop_reading(self, why: int) -> None:
+        """Take nothing more from the client, and handle nothing more of what has arrived."""
+        self._unread_for |= why
+        self.transport.pauseProducing()
+
+    def go_on_reading(self, why: int) -> None:
+        """Undo `stop_reading`, where nothing else is in the way."""
+        if self._unread_for & why:
+            self._unread_for &= ~why
+            if self._begun_at is not None:
+                # The client could not end its message meanwhile.
+                self._begun_at = self.factory.clock.seconds()
+            if not self._unread_for:
+                self._next_turn()
+
+    def _next_turn(self) -> None:
+        if self._turn is None:
+            self._turn = self.factory.clock.callLater(0, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        self._unread_for &= ~TURN
+        self.consumeData()
+        if not self._unread_for:
+            self.transport.resumeProducing()
+
+    @property
+    def reading(self) -> bool:
+        """Whether what the client sends is read now."""
+        return not self._unread_for
+
+    def _look_for_end(self) -> None:
+        """See to it that a message which has begun will end."""
+        if self.state != self.STATE_OPEN or not (self.data or self.inside_message or self.current_frame):
+            self._begun_at = None
+        elif self._begun_at is None:
+            self._begun_at = self.factory.clock.seconds()
+            if self._timer is None:
+                self.wait(self.message_timeout, self._check_message)
+
+    def _check_message(self) -> None:
+        self._timer = None
+        if self._begun_at is None:
+            return
+        now = self.factory.clock.seconds()
+        if self._unread_for:
+            # The end may have come, and only we have not looked.
+            self._begun_at = now
+        left = self._begun_at + self.message_timeout - now
+        if left > 0:
+            self.wait(left, self._check_message)
+        else:
+            self._fail_connection(*MESSAGE_TIMEOUT)
 
     def guard(self, call: Callable[..., None], *arguments: object) -> None:
         """Answer for what goes wrong in a call: at this boundary nobody else does."""
@@ -106,6 +195,10 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             self._fail_connection(*TOO_MANY_FRAGMENTS)
         super().onMessageFrameBegin(length)
 
+    def onMessageEnd(self) -> None:
+        self._begun_at = None
+        super().onMessageEnd()
+
     def onFrameData(self, payload: bytes) -> bool | None:
         frame = self.current_frame
         # While closing, only the client's own close frame is waited for.
@@ -119,9 +212,9 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     # What goes out
 
-    def open_outbox(self, limit: int) -> None:
-        """Begin to send, with at most ``limit`` bytes that wait."""
-        self._outbox = Outbox(self.transport.write, limit, self._overflowed)
+    def open_outbox(self, bounds: Bounds) -> None:
+        """Begin to send, within bounds."""
+        self._outbox = Outbox(self.transport.write, self, bounds)
         self.transport.registerProducer(self._outbox, True)
 
     @property
@@ -132,14 +225,24 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def send(self, frame: Frame) -> None:
         """Send, or queue within the limit; without effect once closed."""
         if self._outbox is not None:
-            self._outbox.send(_framed(_BINARY if frame.binary else _TEXT, frame.payload))
+            self._outbox.send(_framed(_BINARY if frame.binary else _TEXT, frame.payload), frame.key)
 
     def ping(self, payload: bytes) -> None:
         """Send a Ping after what was sent before."""
         if self._outbox is not None:
             self._outbox.send(_framed(_PING, payload))
 
-    def _overflowed(self) -> None:
+    # What the outbox calls
+
+    def piled_up(self, *, high: bool) -> None:
+        """Stop to read, or go on: what waits may be answers to what was read."""
+        if high:
+            self.stop_reading(OUTBOX)
+        else:
+            self.go_on_reading(OUTBOX)
+
+    def overflowed(self) -> None:
+        """Close the connection of a client that is slow."""
         self._log.warn("Closing {address}: {code} {reason}", address=self.address, **SLOW_CONSUMER._asdict())
         self.close(SLOW_CONSUMER)
 
@@ -158,7 +261,8 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             self._outbox.stopProducing()
         super().sendCloseFrame(code, reasonUtf8, isReply)
         # The answer is wanted even where nothing more was to be read.
-        self.transport.resumeProducing()
+        self._unread_for = 0
+        self._next_turn()
         self.wait(self.close_timeout, self._abort)
 
     def _fail_connection(self, code: int, reason: str) -> None:
@@ -193,6 +297,9 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:  # noqa: ARG002
         self.stop_waiting()
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.cancel()
         self._outbox = None
 
 

@@ -18,37 +18,29 @@ connections):
 
 from __future__ import annotations
 
-import time
-from typing import Any, ClassVar, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, cast
 
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from flowtx.auth import TokenVerifier
-from flowtx.channels.router import Router
 from flowtx.channels.socket import Socket
-from flowtx.channels.tokens import Tokens
-from flowtx.config import Settings
 from flowtx.errors import Refused, StorageError
-from flowtx.interfaces import IPubSub, ITransport, Principal
-from flowtx.metrics import Metrics
+from flowtx.interfaces import ITransport, Principal
 from flowtx.protocol.close import SLOW_CONSUMER
 from flowtx.protocol.message import Frame
 from flowtx.protocol.serializer import Serializer
-from flowtx.sessions.service import Claim, SessionService
-from flowtx.transports.admission import Admission
-from flowtx.transports.guards import GuardedFactory, GuardedProtocol
-from flowtx.transports.handshake import Request, accept, check_head, refusal
-from flowtx.transports.origin import OriginRule
+from flowtx.sessions.service import Claim
+from flowtx.transports.guards import MAILBOXES, GuardedProtocol
+from flowtx.transports.handshake import Request, accept, check_head, forwarded_for, refusal
+
+if TYPE_CHECKING:
+    from flowtx.transports.factory import FlowFactory
 
 MAX_HEAD: Final = 16_384
 MAX_HELD: Final = 65_536
-TOKEN_GRACE: Final = 15.0
-"""Seconds past its token's end for which a connection stays open, so that it may renew it."""
 
 _SPENT: Final = (
     "http_headers",
@@ -77,11 +69,13 @@ class FlowProtocol(GuardedProtocol):
         head_timeout: seconds from the connection to the end of its request.
         decision_timeout: seconds that the check of a token and the start of a Session may take.
         user_agent: what the client calls itself.
+        counted_as: under which name the connection counts among those of its address, or None.
     """
 
     head_timeout: ClassVar[float] = 5.0
     decision_timeout: ClassVar[float] = 3.0
     user_agent = ""
+    counted_as: str | None = None
 
     factory: FlowFactory
     data: bytes
@@ -89,6 +83,11 @@ class FlowProtocol(GuardedProtocol):
     _deciding: Deferred[Any] | None = None
     _opened: _Opened | None = None
     _socket: Socket | None = None
+    _forwarded_for: str | None = None
+
+    @property
+    def address(self) -> str:
+        return self._forwarded_for or super().address
 
     # The handshake
 
@@ -116,6 +115,7 @@ class FlowProtocol(GuardedProtocol):
                 raise Refused("request_too_large", 431)
             if not end:
                 return
+            self._count(head)
             check_head(head, self.factory.origins)
             self.factory.admit()
         except Refused as refused:
@@ -124,6 +124,14 @@ class FlowProtocol(GuardedProtocol):
         # Autobahn would take this byte for the end of a line.
         self.data = head.replace(b"\x85", b"?") + end + rest
         super().processHandshake()
+
+    def _count(self, head: bytes) -> None:
+        """Count the handshake by the client's address, before it has cost anything more."""
+        peer = super().address
+        address = self.factory.client_address(peer, lambda: forwarded_for(head))
+        if address != peer:
+            self._forwarded_for = address
+        self.counted_as = self.factory.admit_address(address)
 
     def onConnect(self, request: ConnectionRequest) -> Deferred[str | None]:
         # Deflate would cost 100 KiB a connection: no extension is taken, whatever is offered.
@@ -207,7 +215,7 @@ class FlowProtocol(GuardedProtocol):
             self.__dict__.pop(name, None)
         factory = self.factory
         opened = cast("_Opened", self._opened)
-        self.open_outbox(factory.settings.outbox_limit)
+        self.open_outbox(factory.bounds)
         self._socket = Socket(
             self,
             opened.serializer,
@@ -217,6 +225,9 @@ class FlowProtocol(GuardedProtocol):
             clock=factory.clock,
             max_topics=factory.settings.max_topics,
             heartbeat_timeout=factory.settings.heartbeat_timeout,
+            ping_interval=factory.settings.ping_interval,
+            pong_timeout=factory.settings.pong_timeout,
+            quota=factory.quota,
             tokens=factory.tokens,
         )
         factory.metrics.connects.labels("ok").inc()
@@ -234,9 +245,9 @@ class FlowProtocol(GuardedProtocol):
             socket.text_received(payload)
 
     def onPing(self, payload: bytes) -> None:
-        super().onPing(payload)
         if self._socket is not None:
-            self._socket.touched()
+            self._socket.ping_received()
+        super().onPing(payload)
 
     def onPong(self, payload: bytes) -> None:
         if self._socket is not None:
@@ -250,6 +261,9 @@ class FlowProtocol(GuardedProtocol):
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         super().onClose(wasClean, code, reason)
+        counted_as, self.counted_as = self.counted_as, None
+        if counted_as is not None:
+            self.factory.addresses.release(counted_as)
         deciding, self._deciding = self._deciding, None
         if deciding is not None:
             deciding.cancel()
@@ -264,84 +278,29 @@ class FlowProtocol(GuardedProtocol):
     def _ended_badly(self, failure: Failure) -> None:
         self._log.failure("The channels of a connection did not end cleanly", failure)
 
-    # ITransport; `ping`, `close` and `waiting_bytes` are inherited
+    # ITransport; `ping`, `close`, `waiting_bytes` and `reading` are inherited
 
     def send(self, frame: Frame) -> None:
         self.factory.metrics.frames_sent += 1
         super().send(frame)
 
-    def _overflowed(self) -> None:
+    def pause_reading(self) -> None:
+        if self.state == self.STATE_OPEN:
+            self.stop_reading(MAILBOXES)
+
+    def resume_reading(self) -> None:
+        self.go_on_reading(MAILBOXES)
+
+    def go_on_reading(self, why: int) -> None:
+        super().go_on_reading(why)
+        if self._socket is not None:
+            self._socket.read_again()
+
+    def overflowed(self) -> None:
         self.factory.metrics.slow_consumers.inc()
         if self._socket is not None:
             self._socket.closing(SLOW_CONSUMER)
-        super()._overflowed()
-
-    def pause_reading(self) -> None:
-        if self.state == self.STATE_OPEN:
-            self.transport.pauseProducing()
-
-    def resume_reading(self) -> None:
-        if self.state == self.STATE_OPEN:
-            self.transport.resumeProducing()
-
-
-class FlowFactory(GuardedFactory):
-    """Makes the connections and holds what they share.
-
-    Args:
-        settings: the settings.
-        verifier: verifies tokens.
-        sessions: the Sessions.
-        router: which Channel serves which topic.
-        pubsub: carries broadcasts.
-        origins: which origins are let in; None for all.
-        admission: how many handshakes are let in.
-        metrics: counts.
-        reactor: the reactor.
-    """
-
-    protocol = FlowProtocol
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        verifier: TokenVerifier,
-        sessions: SessionService,
-        router: Router,
-        pubsub: IPubSub,
-        origins: OriginRule | None,
-        admission: Admission,
-        metrics: Metrics,
-        reactor: IReactorTime,
-    ) -> None:
-        super().__init__(settings.max_frame_size, reactor=reactor)
-        self.settings = settings
-        self.verifier = verifier
-        self.sessions = sessions
-        self.router = router
-        self.pubsub = pubsub
-        self.origins = origins
-        self.admission = admission
-        self.metrics = metrics
-        self.tokens = Tokens(
-            self._renewed, lambda principal: principal.expires_at + TOKEN_GRACE - time.time()
-        )
-
-    def admit(self) -> None:
-        """Let a handshake in, before it has cost anything.
-
-        Raises:
-            Refused: there are too many, or as many Sessions as this node takes.
-        """
-        wait = 1 if self.sessions.full else self.admission.admit(self.clock.seconds())
-        if wait:
-            raise Refused("overloaded", 503, {"Retry-After": str(wait)})
-
-    async def _renewed(self, token: str) -> Principal:
-        principal = await self.verifier.verify(token)
-        await self.sessions.check_revoked(principal)
-        return principal
+        super().overflowed()
 
 
 def _unavailable() -> Refused:

@@ -128,3 +128,17 @@ def as_api_error(problem: Exception) -> ApiError | None:
         case StorageError():
             found = ApiError(503, "unavailable", str(problem), retry_after=1)
     return found
+
+
+def user_id_of(text: str) -> str:
+    """A user id out of a path.
+
+    Raises:
+        ApiError: no user can have it.
+    """
+    if not _USER_ID.fullmatch(text):
+        raise ApiError(404, "not_found", "no user can have such an id")
+    return text
+
+
+_USER_ID: Final = re.compile("[A-Za-z0-9_.:@-]{1,128}")

@@ -21,6 +21,9 @@ class Script:
     Attributes:
         join: called with the Channel and the payload.
         events: by event, called with the Channel and the payload.
+        intercept: the events whose broadcasts the Channels handle themselves.
+        out: called with the Channel, the event and the payload of such a broadcast.
+        info: called with the Channel and what it was sent.
         terminate: called with the Channel and the reason.
         joined: the Channels whose join was asked for, in order.
         handled: the payloads that came to ``handle_in``, in order.
@@ -30,6 +33,11 @@ class Script:
     def __init__(self) -> None:
         self.join: Callable[[Channel, Any], Any] = lambda _channel, _payload: None
         self.events: dict[str, Callable[[Channel, Any], Any]] = {}
+        self.intercept: tuple[str, ...] = ()
+        self.out: Callable[[Channel, str, Any], Any] = lambda channel, event, payload: channel.push(
+            event, payload
+        )
+        self.info: Callable[[Channel, Any], Any] = lambda _channel, _message: None
         self.terminate: Callable[[Channel, str], Any] = lambda _channel, _reason: None
         self.joined: list[Channel] = []
         self.handled: list[Any] = []
@@ -39,6 +47,7 @@ class Script:
 class ScriptedChannel(Channel):
     def __init__(self, script: Script) -> None:
         self._script = script
+        self.intercept = script.intercept
 
     def join(self, payload: Any) -> Any:
         self._script.joined.append(self)
@@ -48,6 +57,12 @@ class ScriptedChannel(Channel):
         self._script.handled.append(payload)
         handler = self._script.events.get(event)
         return super().handle_in(event, payload) if handler is None else handler(self, payload)
+
+    def handle_out(self, event: str, payload: Any) -> Any:
+        return self._script.out(self, event, payload)
+
+    def handle_info(self, message: Any) -> Any:
+        return self._script.info(self, message)
 
     def terminate(self, reason: str) -> Any:
         self._script.terminated.append((self.topic, reason))

@@ -59,6 +59,32 @@ class ChannelTests(SynchronousTestCase):
             [["1", None, "room:1", "new", {"a": 1}], b"\x00\x01\x06\x041room:1blob\xff"],
         )
 
+    def test_what_may_be_dropped_says_so(self) -> None:
+        self.channel.push("price", {}, key="price")
+        self.channel.broadcast("price", {}, key="all")
+        self.server.connect().join("room:1", "7")
+        self.server.script.joined[1].broadcast_from("price", {}, key="others")
+        self.channel.push("blob", b"", key="blob")
+        self.channel.push("deal", {})
+        keys = [frame.key for frame in self.client.transport.take()]
+        self.assertEqual(keys, ["price", "all", "others", "blob", None])
+
+    def test_whose_it_is(self) -> None:
+        self.assertEqual(self.channel.user_id, "42")
+
+    def test_there_is_a_ref_in_handle_in_only(self) -> None:
+        problem = self.assertRaises(RuntimeError, lambda: self.channel.ref)
+        self.assertIn("ref is for handle_in", str(problem))
+        refs = []
+
+        def handle(channel: Channel, _message: Any) -> None:
+            refs.append(channel._membership.ref)
+
+        self.server.script.info = self.server.script.events["ping"] = handle
+        self.channel.send_info("x")
+        self.client.send("1", "2", "room:1", "ping")
+        self.assertEqual(refs, [None, b'"2"'])
+
     def test_what_cannot_be_sent_fails_the_sender(self) -> None:
         self.client.join("room:2", "2")
         for send in (self.channel.push, self.channel.broadcast, self.channel.broadcast_from):

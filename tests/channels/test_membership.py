@@ -11,7 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flowtx.channels.callbacks import STOP_TIMEOUT
 from flowtx.channels.channel import Channel, Reply, Stop, error, ok
-from flowtx.errors import InvalidPayload, Unavailable
+from flowtx.channels.membership import MAX_TURN
+from flowtx.errors import InvalidPayload, PresenceFull, Unavailable
 from flowtx.protocol.message import Broadcast
 from tests.channels.scripted import Client, Server, closing, crashed, reply, unmatched
 
@@ -74,7 +75,7 @@ class JoinTests(MembershipTestCase):
     def test_refused(self) -> None:
         self.assertEqual(self.join(error({"reason": "no"})), ("error", {"reason": "no"}))
         self.assertEqual(self.client.socket.topics, ())
-        self.assertEqual(self.server.pubsub.broadcast(Broadcast("room:1", "e", {})), 0)
+        self.assertEqual(self.server.pubsub.publish(Broadcast("room:1", "e", {})), 0)
         self.successResultOf(self.client.lose())
         self.assertEqual(self.script.terminated, [])
 
@@ -173,9 +174,9 @@ class JoinOrderTests(MembershipTestCase):
     def test_a_broadcast_is_heard_from_the_answer_on(self) -> None:
         pending = self.joining()
         self.client.send("1", "1", "room:1", "phx_join")
-        self.server.pubsub.broadcast(Broadcast("room:1", "before", {}))
+        self.server.pubsub.publish(Broadcast("room:1", "before", {}))
         pending.callback(None)
-        self.server.pubsub.broadcast(Broadcast("room:1", "after", {}))
+        self.server.pubsub.publish(Broadcast("room:1", "after", {}))
         self.assertEqual(
             self.client.received(), [reply("1", "1", "room:1"), ["1", None, "room:1", "after", {}]]
         )
@@ -283,7 +284,10 @@ class HandleInTests(MembershipTestCase):
         for number in range(3000):
             self.client.send("1", number, "room:1", "ping", number)
         first.callback(None)
-        self.assertEqual([frame[1] for frame in self.client.received()], list(range(3000)))
+        # The rest is for the next turns of the reactor.
+        self.assertEqual(len(self.client.received()), MAX_TURN)
+        self.server.clock.pump([0, 0])
+        self.assertEqual([frame[1] for frame in self.client.received()], list(range(MAX_TURN, 3000)))
 
     def test_a_message_sent_from_within_a_handler_waits_its_turn(self) -> None:
         def again(channel: Channel, payload: Any) -> Reply:
@@ -363,6 +367,12 @@ class HandleInTests(MembershipTestCase):
         [line] = self.warnings()
         self.assertEqual(len(line["event"]), 64)
 
+    def test_too_many_presences_are_answered_and_the_channel_lives(self) -> None:
+        expected = [reply("1", "2", "room:1", {"reason": "presence_full"}, "error")]
+        self.assertEqual(self.push(fail(PresenceFull("full"))), expected)
+        self.assertEqual(len(self.warnings()), 1)
+        self.assertEqual(self.client.socket.topics, ("room:1",))
+
     def test_storage_that_fails_is_answered_and_the_channel_lives(self) -> None:
         def unavailable(_channel: Channel, _payload: Any) -> None:
             raise Unavailable("down")
@@ -440,6 +450,31 @@ class StopTests(MembershipTestCase):
         self.assertEqual(self.stop(Stop()), [closing("1", "room:1"), ["1", None, "room:1", "bye", {}]])
 
 
+class EndTests(MembershipTestCase):
+    """After the frame that ends a channel only ``terminate`` sends."""
+
+    def test_the_handler_under_way_sends_nothing_more(self) -> None:
+        pending: Deferred[Any] = Deferred()
+
+        async def wait(channel: Channel, _payload: Any) -> Reply:
+            await pending
+            channel.push("late", {})
+            channel.ping(b"late")
+            return ok()
+
+        self.on("wait", wait)
+        self.script.terminate = lambda channel, _reason: channel.push("bye", {})
+        self.client.join("room:1", "1")
+        self.client.send("1", "2", "room:1", "wait")
+        self.client.socket.crash_channels()
+        self.assertEqual(self.client.received(), [crashed("1", "room:1")])
+        self.client.transport.answers_pings = False
+        pending.callback(None)
+        self.assertEqual(self.client.received(), [["1", None, "room:1", "bye", {}]])
+        self.assertEqual(self.client.transport.pings, [])
+        self.assertEqual(self.script.terminated, [("room:1", "crash")])
+
+
 class LeaveTests(MembershipTestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -453,7 +488,7 @@ class LeaveTests(MembershipTestCase):
             [reply("1", "2", "room:1"), closing("1", "room:1"), reply("1", "3", "room:1")],
         )
         self.assertEqual(self.script.terminated, [("room:1", "leave")])
-        self.assertEqual(self.server.pubsub.broadcast(Broadcast("room:1", "e", {})), 0)
+        self.assertEqual(self.server.pubsub.publish(Broadcast("room:1", "e", {})), 0)
 
     def test_while_busy(self) -> None:
         pending: Deferred[Any] = Deferred()
@@ -484,7 +519,7 @@ class DuplicateJoinTests(MembershipTestCase):
         self.client.send("2", "2", "room:1", "phx_join")
         self.assertEqual(self.client.received(), [reply("2", "2", "room:1"), closing("1", "room:1")])
         self.assertEqual(self.script.terminated, [("room:1", "duplicate_join")])
-        self.assertEqual(self.server.pubsub.broadcast(Broadcast("room:1", "e", {})), 1)
+        self.assertEqual(self.server.pubsub.publish(Broadcast("room:1", "e", {})), 1)
         self.assertEqual(self.client.received(), [["2", None, "room:1", "e", {}]])
 
     def test_a_refused_one_ends_the_old_one_all_the_same(self) -> None:
@@ -631,7 +666,7 @@ class LossTests(MembershipTestCase):
         pending.callback(ok())
         self.ended(gone, [("room:1", "closed")])
         self.assertEqual(self.script.handled, [])
-        self.assertEqual(self.server.pubsub.broadcast(Broadcast("room:1", "e", {})), 0)
+        self.assertEqual(self.server.pubsub.publish(Broadcast("room:1", "e", {})), 0)
 
     def test_while_a_join_is_pending_that_is_refused(self) -> None:
         pending = self.joining()
@@ -772,6 +807,17 @@ class LossTests(MembershipTestCase):
         self.ended(self.client.lose(), [("room:1", "closed"), ("room:2", "closed")])
         self.assertEqual(self.crashes(), 2)
 
+    def test_terminate_may_return_nothing(self) -> None:
+        outcomes: list[Any] = [ok(), succeed(5)]
+        for number, outcome in enumerate(outcomes):
+            self.script.terminate = lambda _channel, _reason, outcome=outcome: outcome  # type: ignore[misc]
+            client = self.server.connect()
+            client.join(f"room:{number}", "1")
+            self.successResultOf(client.lose())
+            [failure] = self.flushLoggedErrors(TypeError)
+            self.assertIn("ScriptedChannel.terminate returned", str(failure.value))
+            self.assertIn("; it may return None", str(failure.value))
+
     def test_all_channels_end_side_by_side(self) -> None:
         pending: list[Deferred[Any]] = [Deferred(), Deferred()]
         self.script.terminate = lambda channel, _reason: pending[int(channel.topic[-1])]
@@ -817,7 +863,7 @@ class BroadcastTests(MembershipTestCase):
         later = [self.server.connect(), self.server.connect(vsn="1.0.0")]
         for client in later:
             client.join("room:1", "7")
-        pubsub.broadcast(Broadcast("room:1", "new", payload))
+        pubsub.publish(Broadcast("room:1", "new", payload))
         self.assertEqual(payload, {"a": 2})
         self.assertEqual(later[0].received()[0][4], {"a": 1})
         self.assertEqual(later[1].received()[0]["payload"], {"a": 1})
@@ -825,7 +871,7 @@ class BroadcastTests(MembershipTestCase):
     def test_all_members_of_version_1_get_the_very_same_bytes(self) -> None:
         other = self.server.connect(vsn="1.0.0")
         other.join("room:1", "7")
-        self.server.pubsub.broadcast(Broadcast("room:1", "new", {"a": 1}))
+        self.server.pubsub.publish(Broadcast("room:1", "new", {"a": 1}))
         self.assertIs(other.transport.take()[0].payload, self.others[1].transport.take()[0].payload)
 
     def test_what_a_v1_member_cannot_get_hurts_that_member_alone(self) -> None:
@@ -849,7 +895,7 @@ class BroadcastTests(MembershipTestCase):
     def test_a_member_that_is_busy_hears_it_at_once(self) -> None:
         self.on("wait", lambda _channel, _payload: Deferred())
         self.client.send("0", "9", "room:1", "wait")
-        self.server.pubsub.broadcast(Broadcast("room:1", "new", {}))
+        self.server.pubsub.publish(Broadcast("room:1", "new", {}))
         self.assertEqual(self.client.received(), [["0", None, "room:1", "new", {}]])
 
     def test_a_member_that_is_ending_hears_nothing(self) -> None:

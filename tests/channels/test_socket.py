@@ -153,7 +153,7 @@ class SilenceTests(SynchronousTestCase):
         self.client.join("room:1", "1")
         for _ in range(6):
             self.server.clock.advance(10)
-            self.server.pubsub.broadcast(Broadcast("room:1", "tick", {}))
+            self.server.pubsub.publish(Broadcast("room:1", "tick", {}))
         self.assertEqual(self.client.transport.closed, HEARTBEAT_TIMEOUT)
 
     def test_one_timer_however_many_messages(self) -> None:
@@ -317,7 +317,7 @@ class CloseTests(SynchronousTestCase):
         self.assertIsNone(self.successResultOf(self.client.lose()))
         self.assertEqual(self.server.script.terminated, [("room:1", "closed"), ("room:2", "closed")])
         self.assertEqual(self.server.clock.getDelayedCalls(), [])
-        self.assertEqual(self.server.pubsub.broadcast(Broadcast("room:1", "e", {})), 0)
+        self.assertEqual(self.server.pubsub.publish(Broadcast("room:1", "e", {})), 0)
         self.assertEqual(self.client.socket.topics, ())
         self.client.socket.send(Frame(b"late"))
         self.assertEqual(self.client.received(), [])

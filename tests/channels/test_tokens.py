@@ -107,6 +107,23 @@ class TokenTests(SynchronousTestCase):
         [answer] = client.received()
         self.assertIn("unavailable", json.dumps(answer))
 
+    def test_channels_are_told_of_a_renewal_before_the_client_is(self) -> None:
+        told: list[tuple[str, ...]] = []
+
+        def note() -> None:
+            told.append(self.client.socket.principal.groups)
+
+        self.client.socket.observe_token(note)
+        self.assertEqual(self.renew("bad"), self.reply({"reason": "invalid_token"}, "error"))
+        self.assertEqual(told, [])
+        self.verifier.answers["good"] = self.good(groups=("sales",))
+        self.assertEqual(self.renew(), self.reply())
+        self.assertEqual(told, [("sales",)])
+        self.client.socket.ignore_token(note)
+        self.client.socket.ignore_token(note)
+        self.renew()
+        self.assertEqual(len(told), 1)
+
     def test_a_renewal_lets_it_live_on(self) -> None:
         self.server.clock.advance(10)
         self.verifier.answers["good"] = principal = self.good(100, token_id="new")

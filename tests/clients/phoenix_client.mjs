@@ -3,6 +3,7 @@
 //
 //   {"do": "connect", "url": "ws://…/socket", "params": {}, "authToken": "…", "options": {}}
 //   {"do": "join", "topic": "…", "payload": {}, "resume": true}    resume: gives last_seq when it rejoins
+//                 "presence": true                                 the topic has presence
 //   {"do": "push", "topic": "…", "event": "…", "payload": {}, "id": 1}
 //   {"do": "leave", "topic": "…"}
 //   {"do": "ping"}
@@ -11,10 +12,12 @@
 //   {"do": "disconnect"}
 //
 // Events: open, close (code, reason), refused (status, body), join and reply (status, response), message
-// (topic, event, payload, joinRef, ref), left, pong, sent (every frame, as the client wrote it).
+// (topic, event, payload, joinRef, ref), left, pong, sent (every frame, as the client wrote it), and of
+// its class Presence: presence_join and presence_leave (topic, key, others: how many metas the key has
+// besides), presence_sync (topic, state).
 
 import { createInterface } from "node:readline"
-import { Socket } from "phoenix"
+import { Presence, Socket } from "phoenix"
 import WebSocket from "ws"
 
 const tell = (what, fields = {}) => process.stdout.write(JSON.stringify({ what, ...fields }) + "\n")
@@ -39,6 +42,13 @@ class Transport extends WebSocket {
   }
 }
 
+const follow = (topic, presence) => {
+  const others = (current) => current?.metas.length ?? 0
+  presence.onJoin((key, current) => tell("presence_join", { topic, key, others: others(current) }))
+  presence.onLeave((key, current) => tell("presence_leave", { topic, key, others: others(current) }))
+  presence.onSync(() => tell("presence_sync", { topic, state: presence.state }))
+}
+
 let socket
 const channels = new Map()
 
@@ -53,7 +63,7 @@ const commands = {
     socket.connect()
   },
 
-  join({ topic, payload = {}, resume = false }) {
+  join({ topic, payload = {}, resume = false, presence = false }) {
     let lastSeq = null
     const channel = socket.channel(topic, () =>
       resume && lastSeq !== null ? { ...payload, last_seq: lastSeq } : payload,
@@ -63,6 +73,7 @@ const commands = {
       lastSeq = notification.seq
       tell("notification", { topic, notification })
     })
+    if (presence) follow(topic, new Presence(channel))
     const joined = (status) => (response) => tell("join", { topic, status, response })
     const push = channel.join()
     for (const status of ["ok", "error", "timeout"]) push.receive(status, joined(status))

@@ -137,7 +137,7 @@ class RecordedChannel(Channel):
     def on_bcast(self, payload: Any) -> InResult:
         for _ in range(payload["n"]):
             notification = {"id": MASKED_ID, "title": "hello world"}
-            self.socket.pubsub.broadcast(Broadcast("room:all", "notification", notification))
+            self.socket.pubsub.publish(Broadcast("room:all", "notification", notification))
         return None
 
     def on_whoami(self, _: Any) -> InResult:

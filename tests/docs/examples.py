@@ -1,26 +1,30 @@
 """The examples of a document, and a reader who runs them as they are printed.
 
-An example is a fenced block in bash, Python or SQL under a comment that names it:
+An example is a fenced block in bash, Python, SQL or JavaScript under a comment that names it:
 
     <!-- example: psql -->
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from flowtx.storage.cluster import postgres_programs
 from tests.integration.flow_process import Outcome, environment, run
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "notifications.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+GUIDE = DOCS / "notifications.md"
 
+_SCRIPTS = str(Path(sys.executable).parent)
 _BLOCK = re.compile(r"^(?:<!-- example: (\S+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -33,11 +37,36 @@ def examples(document: Path) -> Mapping[str, Example]:
     """Read the examples of a document, by name."""
     found: dict[str, Example] = {}
     for name, language, text in _BLOCK.findall(document.read_text(encoding="utf-8")):
-        if language in ("sh", "python", "sql"):
+        # JavaScript without a name is not run, only checked.
+        if name or language in ("sh", "python", "sql"):
             assert name, f"{document.name}: this example has no name, so nothing runs it:\n{text}"
             assert name not in found, f"{document.name}: two examples are called {name}"
             found[name] = Example(language, text)
     return found
+
+
+def load(document: Path, *names: str, **given: Any) -> SimpleNamespace:
+    """Run Python examples of a document one after the other, as one module; what they define.
+
+    Args:
+        document: which.
+        names: the names of the examples, in order.
+        given: what is defined before.
+    """
+    found = examples(document)
+    module = dict(given)
+    for name in names:
+        assert found[name].language == "python"
+        exec(compile(found[name].text, f"{document.name}: {name}", "exec"), module)
+    return SimpleNamespace(**module)
+
+
+async def run_awaiting(example: Example, **given: Any) -> None:
+    """Run a Python example that awaits."""
+    code = compile(example.text, "example", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    running = eval(code, dict(given))
+    if running is not None:
+        await running
 
 
 class Reader:
@@ -55,7 +84,8 @@ class Reader:
         self.database_url = database_url
         self._environ = {
             "DATABASE_URL": database_url,
-            "PATH": os.pathsep.join([str(postgres_programs()), os.environ["PATH"]]),
+            # As with an activated environment.
+            "PATH": os.pathsep.join([_SCRIPTS, str(postgres_programs()), os.environ["PATH"]]),
             **(environ or {}),
         }
 

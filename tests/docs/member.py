@@ -21,7 +21,7 @@ class Member:
     def __init__(self, client: RawClient) -> None:
         self.reply: dict[str, Any] = {}
         self._client = client
-        self._notifications: list[dict[str, Any]] = []
+        self._events: list[tuple[str, str, Any]] = []
 
     @classmethod
     async def join(cls, server: FlowProcess, user_id: str, **payload: object) -> Self:
@@ -32,33 +32,54 @@ class Member:
             user_id: who.
             payload: of the join.
         """
-        endpoint = server.socket_url.removeprefix("ws://").removesuffix("/socket")
+        return await cls.connect(server.socket_url, server.token(user_id), user_id, **payload)
+
+    @classmethod
+    async def connect(cls, url: str, token: str, user_id: str, **payload: object) -> Self:
+        """Do so with the URL of a socket and a token."""
+        endpoint = url.removeprefix("ws://").removesuffix("/socket")
         client = await connect(reactor, f"tcp:{endpoint}")
-        client.send(request(f"/socket/websocket?token={server.token(user_id)}&vsn=2.0.0"))
+        client.send(request(f"/socket/websocket?token={token}&vsn=2.0.0"))
         assert (await client.response()).status == 101
         client.text(json.dumps(["1", "1", f"user:{user_id}", "phx_join", payload]))
         member = cls(client)
         while not member.reply:
             await member._read()
+        member.reply = member.reply["response"]
         return member
+
+    async def join_topic(self, topic: str) -> None:
+        """Join a further topic."""
+        self.reply = {}
+        self._client.text(json.dumps(["2", "2", topic, "phx_join", {}]))
+        while not self.reply:
+            await self._read()
 
     async def notification(self) -> dict[str, Any]:
         """Wait for the next notification."""
-        while not self._notifications:
+        found: dict[str, Any] = await self.event("notification")
+        return found
+
+    async def event(self, event: str, topic: str | None = None) -> Any:
+        """Wait for the next event of that name, on any topic or one; its payload."""
+        while True:
+            for place, (on, name, payload) in enumerate(self._events):
+                if name == event and topic in (None, on):
+                    del self._events[place]
+                    return payload
             await self._read()
-        return self._notifications.pop(0)
 
     async def _read(self) -> None:
         received = await self._client.frame()
         if received.opcode == PING:
             self._client.send(frame(PONG, received.payload))
             return
-        _, _, _, event, payload = json.loads(received.payload)
-        if event == "notification":
-            self._notifications.append(payload)
-        elif event == "phx_reply":
+        _, _, topic, event, payload = json.loads(received.payload)
+        if event == "phx_reply":
             assert payload["status"] == "ok", payload
-            self.reply = payload["response"]
+            self.reply = payload
+        else:
+            self._events.append((topic, event, payload))
 
     def leave(self) -> None:
         """End the connection."""

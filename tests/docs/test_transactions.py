@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from tests.docs.examples import GUIDE, Example, Reader, examples
+from tests.docs.examples import Example, Reader
 from tests.integration.flow_process import Outcome, run_sql
 
 PROJECT = """
@@ -76,11 +75,6 @@ def inboxes(reader: Reader) -> list[tuple[str, int, str, Any]]:
         "SELECT user_id, seq, type, payload FROM flow.notifications ORDER BY user_id, seq",
     )
     return [(user_id, seq, type_, payload) for user_id, seq, type_, payload in rows]
-
-
-def test_each_example_has_a_name_and_a_test() -> None:
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
-    assert [name for name in examples(GUIDE) if f'"{name}"' not in tests] == []
 
 
 @pytest.mark.parametrize("client", WINS)

@@ -27,6 +27,9 @@ from flowtx.storage.postgres import Database
 from flowtx.testing.memory import MemoryTransport
 from flowtx.testing.memory import connect as memory_connect
 from flowtx.web.api import Api
+from flowtx.web.inboxes import InboxCalls
+from flowtx.web.operations import OperationCalls
+from flowtx.web.sessions import SessionCalls
 from flowtx.web.site import AdminSite, Page
 
 KEY = "k" * 40
@@ -108,14 +111,12 @@ async def client(database: Database) -> AsyncIterator[Client]:
     pages = {"index.html": Page("text/html; charset=utf-8", b"<title>flowtx</title>")}
     client: Client
     api = Api(
-        notifications,
-        sessions,
-        pubsub=pubsub,
-        metrics=Metrics(),
-        clock=reactor,
-        api_key=KEY,
-        is_ready=lambda: client.ready,
-        pages=pages,
+        [
+            *InboxCalls(notifications).routes(),
+            *SessionCalls(sessions, notifications, pubsub=pubsub, clock=reactor).routes(),
+            *OperationCalls(Metrics(), lambda: client.ready, pages).routes(),
+        ],
+        KEY,
     )
     site = AdminSite(api.resource(), reactor=reactor)
     listening = Listening("admin", "tcp:0:interface=127.0.0.1", site, reactor=reactor)

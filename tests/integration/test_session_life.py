@@ -152,7 +152,7 @@ async def test_a_return_within_the_window(run: Run) -> None:
         assert session is not None
         await until(lambda: session.state is State.AWAY)
         for number in range(3):
-            server.pubsub.broadcast(Broadcast("user:alice", "hello", {"n": number}))
+            server.pubsub.publish(Broadcast("user:alice", "hello", {"n": number}))
         await server.notifications.push_notification("alice", "deal.won", {})
         phone = await server.phone()
         again = await phone.join(last_seq=0)
@@ -219,7 +219,7 @@ async def test_a_token_ends_its_connection_unless_it_is_renewed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Tokens are good for seconds past their end: here their connections end before them.
-    monkeypatch.setattr("flowtx.transports.websocket.TOKEN_GRACE", -2.0)
+    monkeypatch.setattr("flowtx.transports.factory.TOKEN_GRACE", -2.0)
     async with run() as server:
         ending, renewed = await server.phone(ttl=4), await server.phone(ttl=4)
         await ending.join()
@@ -273,7 +273,7 @@ async def test_stop_and_disconnect(run: Run) -> None:
         phone.raw.reset()
         assert await stopping
         phones = [await server.phone(), await server.phone()]
-        server.pubsub.broadcast(Broadcast("users_socket:alice", "disconnect", {}))
+        server.pubsub.publish(Broadcast("users_socket:alice", "disconnect", {}))
         assert [await phone.close_code() for phone in phones] == [1001, 1001]
 
 
@@ -376,7 +376,7 @@ async def test_a_client_that_did_not_read_is_not_told_that_it_missed_nothing(run
         large = Broadcast("user:alice", "large", {"text": "x" * 60_000})
 
         def flood() -> bool:
-            server.pubsub.broadcast(large)
+            server.pubsub.publish(large)
             return not session.sockets
 
         await until(flood)

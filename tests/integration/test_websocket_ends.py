@@ -310,7 +310,7 @@ class PilingPongs(FlowProtocol):
 @pytest_twisted.ensureDeferred
 async def test_answers_to_pings_do_not_pile_up(protocol: type[FlowProtocol]) -> None:
     pings = frame(PING, bytes(125)) * 500
-    async with Server(protocol=protocol) as server:
+    async with Server(protocol=protocol, ping_rate=1_000_000) as server:
         client = await server.open()
         client.stop_reading()
         [made] = server.protocols

@@ -31,8 +31,9 @@ from flowtx.sessions.service import SessionService
 from flowtx.sessions.surroundings import Limits
 from flowtx.storage.memory import MemoryUserDirectory
 from flowtx.transports.admission import Admission
+from flowtx.transports.factory import FlowFactory
 from flowtx.transports.origin import OriginRule
-from flowtx.transports.websocket import FlowFactory, FlowProtocol
+from flowtx.transports.websocket import FlowProtocol
 from tests.integration.rawclient import PATIENCE, RawClient, Response, connect, request
 
 reactor: Any = global_reactor

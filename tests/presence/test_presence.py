@@ -9,14 +9,11 @@ import msgspec
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.errors import FlowtxError, InvalidPayload
+from flowtx.errors import AlreadyTracked, FlowtxError, InvalidPayload, NotTracked, PresenceFull
 from flowtx.presence.presence import (
     MAX_META,
     POISON,
-    AlreadyTracked,
-    NotTracked,
     Presence,
-    PresenceFull,
 )
 from flowtx.presence.tracker import PERIOD, Tracker
 from flowtx.pubsub.memory import MemoryPubSub

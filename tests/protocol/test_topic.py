@@ -33,3 +33,23 @@ class TopicPatternTests(SynchronousTestCase):
     def test_a_wildcard_matches_what_begins_with_its_prefix(self, prefix: str, rest: str) -> None:
         self.assertTrue(TopicPattern.parse(prefix + "*").matches(prefix + rest))
         self.assertEqual(TopicPattern.parse(prefix).matches(prefix + rest), not rest)
+
+    def test_as_text(self) -> None:
+        for text in ("users:online", "room:*"):
+            self.assertEqual(str(TopicPattern.parse(text)), text)
+
+    def test_overlaps(self) -> None:
+        for one, other, overlap in (
+            ("user:*", "user:*", True),
+            ("user:*", "user:42", True),
+            ("us*", "user:*", True),
+            ("us*", "users:online", True),
+            ("users:online", "users:online", True),
+            ("users:*", "user:*", False),
+            ("user", "user:*", False),
+            ("users:online", "users:onlin", False),
+        ):
+            first, second = TopicPattern.parse(one), TopicPattern.parse(other)
+            self.assertEqual(
+                (first.overlaps(second), second.overlaps(first)), (overlap, overlap), (one, other)
+            )

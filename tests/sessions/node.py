@@ -222,9 +222,7 @@ class Node:
         return session
 
     def broadcast(self, event: str, payload: object = None, user_id: str = "alice") -> int:
-        return self.pubsub.broadcast(
-            Broadcast(user_topic(user_id), event, {} if payload is None else payload)
-        )
+        return self.pubsub.publish(Broadcast(user_topic(user_id), event, {} if payload is None else payload))
 
     def value(self, metric: str) -> float | None:
         return self.metrics.registry.get_sample_value(metric)

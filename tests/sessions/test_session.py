@@ -289,9 +289,9 @@ class EndTests(SynchronousTestCase):
     def test_disconnect_closes_with_1001_and_the_session_goes_on(self) -> None:
         clients = [self.node.connect() for _ in range(2)]
         session, bob = self.node.session(), self.node.connect("bob")
-        self.node.pubsub.broadcast(Broadcast(socket_topic("alice"), "whatever", {}))
+        self.node.pubsub.publish(Broadcast(socket_topic("alice"), "whatever", {}))
         self.assertEqual([client.closed for client in clients], [None, None])
-        self.node.pubsub.broadcast(Broadcast(socket_topic("alice"), "disconnect", {}))
+        self.node.pubsub.publish(Broadcast(socket_topic("alice"), "disconnect", {}))
         self.assertEqual([client.closed for client in clients], [(1001, "disconnect")] * 2)
         self.assertIsNone(bob.closed)
         for client in clients:

@@ -214,7 +214,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @rule(user=users)
     def disconnect(self, user: str) -> None:
-        self.node.pubsub.broadcast(Broadcast(socket_topic(user), "disconnect", {}))
+        self.node.pubsub.publish(Broadcast(socket_topic(user), "disconnect", {}))
         for client in self.clients:
             if client.claim.session.user_id == user:
                 assert client.closed

@@ -1,0 +1,112 @@
+"""Calls about Sessions and tokens: list, inspect, stop, disconnect, revoke."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from heapq import nsmallest
+from typing import Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.iweb import IRequest
+
+from flowtx.interfaces import IPubSub
+from flowtx.notifications.service import NotificationService
+from flowtx.protocol.message import Broadcast
+from flowtx.sessions.inspection import SessionInfo, describe
+from flowtx.sessions.service import SessionService
+from flowtx.sessions.session import socket_topic
+from flowtx.web.api import Route
+from flowtx.web.requests import ApiError, Key, UserId, answer, number, parameter, read_body
+
+MAX_PAGE: Final = 100
+
+
+class RevokeBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /api/tokens/revoke``: one of the two."""
+
+    jti: Key | None = None
+    user_id: UserId | None = None
+
+
+class SessionCalls:
+    """See the module.
+
+    Args:
+        sessions: the Sessions.
+        notifications: knows what types their users have subscribed to.
+        pubsub: carries ``disconnect``.
+        clock: the time that Sessions go by.
+    """
+
+    def __init__(
+        self,
+        sessions: SessionService,
+        notifications: NotificationService,
+        *,
+        pubsub: IPubSub,
+        clock: IReactorTime,
+    ) -> None:
+        self._sessions = sessions
+        self._notifications = notifications
+        self._pubsub = pubsub
+        self._clock = clock
+
+    def routes(self) -> Iterator[Route]:
+        """The calls."""
+        yield Route("GET", "/api/sessions", self.sessions)
+        yield Route("GET", "/api/sessions/<user_id>", self.session)
+        yield Route("DELETE", "/api/sessions/<user_id>", self.stop_session)
+        yield Route("DELETE", "/api/sessions/<user_id>/connections/<connection_id>", self.close_connection)
+        yield Route("POST", "/api/users/<user_id>/disconnect", self.disconnect)
+        yield Route("POST", "/api/tokens/revoke", self.revoke)
+
+    def sessions(self, request: IRequest) -> bytes:
+        limit = number(request, "limit", default=MAX_PAGE, most=MAX_PAGE) or MAX_PAGE
+        after = parameter(request, "after") or ""
+        # Pages by user id: Sessions that come and go meanwhile make no other one appear twice.
+        page = nsmallest(limit + 1, (user for user in self._sessions.namedServices if user > after))
+        listed = [self._describe(user_id) for user_id in page[:limit]]
+        following = page[limit - 1] if len(page) > limit else None
+        return answer(request, 200, _SessionList(listed, following))
+
+    def session(self, request: IRequest, user_id: str) -> bytes:
+        return answer(request, 200, self._describe(user_id))
+
+    async def stop_session(self, request: IRequest, user_id: str) -> bytes:
+        if not await self._sessions.stop_session(user_id):
+            raise _no_session(user_id)
+        return answer(request, 200, {"stopped": True})
+
+    def close_connection(self, request: IRequest, user_id: str, connection_id: str) -> bytes:
+        if not self._sessions.close_connection(user_id, connection_id):
+            raise ApiError(404, "not_found", "that user has no such connection here")
+        return answer(request, 200, {"closed": True})
+
+    def disconnect(self, request: IRequest, user_id: str) -> bytes:
+        delivered = self._pubsub.publish(Broadcast(socket_topic(user_id), "disconnect", {}))
+        return answer(request, 202, {"delivered": delivered})
+
+    async def revoke(self, request: IRequest) -> bytes:
+        body = read_body(request, RevokeBody)
+        if (body.jti is None) == (body.user_id is None):
+            raise ApiError(422, "invalid_payload", 'it takes exactly one of "jti" and "user_id"')
+        closed = await self._sessions.revoke(token_id=body.jti, user_id=body.user_id)
+        return answer(request, 200, {"revoked": True, "closed": closed})
+
+    def _describe(self, user_id: str) -> SessionInfo:
+        session = self._sessions.get_session(user_id)
+        if session is None:
+            raise _no_session(user_id)
+        types = self._notifications.subscriptions(user_id)
+        return describe(session, self._clock.seconds(), time.time(), types)
+
+
+class _SessionList(msgspec.Struct):
+    sessions: Sequence[SessionInfo]
+    next: str | None
+
+
+def _no_session(user_id: str) -> ApiError:
+    return ApiError(404, "not_found", f"there is no Session of {user_id!r:.140} here")
