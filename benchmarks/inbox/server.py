@@ -60,6 +60,7 @@ class Server:
 
     Args:
         profile: where twistd is to leave a profile of its whole run; it makes everything slower.
+        options: further options of ``twistd flow``.
 
     Attributes:
         client_port: where WebSocket clients connect.
@@ -71,7 +72,7 @@ class Server:
     api_key: str
     database_url: str
 
-    def __init__(self, profile: Path | None = None) -> None:
+    def __init__(self, profile: Path | None = None, options: Sequence[str] = ()) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="flowtx-benchmark-"))
         self._data_dir = self._directory / "data"
         self._log = self._directory / "log"
@@ -93,6 +94,7 @@ class Server:
             # What is measured is neither the gate for handshakes nor how the clients' heartbeats do.
             "--handshake-rate=100000",
             "--heartbeat-timeout=3600",
+            *options,
         ]
         self._environ = {name: text for name, text in os.environ.items() if not name.startswith("FLOWTX_")}
         self._environ["FLOWTX_DATA_DIR"] = str(self._data_dir)
@@ -162,9 +164,21 @@ class Server:
         )
         return done.stdout
 
-    def token(self, user_id: str) -> str:
+    def token(self, user_id: str, **claims: object) -> str:
         """Sign a token for a user."""
-        return mint(self._secret, "HS512", user_id, ttl=TOKEN_TTL, now=time.time())
+        return mint(self._secret, "HS512", user_id, ttl=TOKEN_TTL, now=time.time(), claims=claims)
+
+    @property
+    def used(self) -> float:
+        """Seconds of processor time that the server has used, without PostgreSQL's."""
+        return self._used().server
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the server has of its own and shares with nobody."""
+        assert self._process is not None, "it does not run"
+        rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
+        return 1024 * sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
 
     def second_database(self) -> str:
         """Make a database with the same schema, of which this server knows nothing; its URL."""

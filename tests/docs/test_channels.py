@@ -56,6 +56,11 @@ class ChannelsTests(GuideTestCase):
             client.assert_push("new_msg", {"from": "alice", "text": "Hi"})
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
         self.assertLessEqual(len(lines), 10)
+        # The README shows the same.
+        shown = text.replace("# rooms.py\n", "# rooms.py: twistd -n flow --app rooms:router\n").replace(
+            " error,", ""
+        )
+        self.assertIn(shown, (DOCS.parent / "README.md").read_text(encoding="utf-8"))
 
     def test_who_may_join(self) -> None:
         server = self.channel("refuse", "DealChannel", Deals(), topic="deal:*")
