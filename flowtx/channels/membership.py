@@ -119,7 +119,8 @@ class Membership:
             reply = await callbacks.join(self.channel, message)
             self._running = None
             if self._state is State.JOINING:
-                self._answer_join(message, reply)
+                if not self._answer_join(message, reply) and reply.status == "ok":
+                    await callbacks.terminate(self.channel, "crash", self._socket.clock)
             elif reply.status == "ok":
                 # Another join took the topic meanwhile, or the connection has gone.
                 await callbacks.terminate(self.channel, self._reason, self._socket.clock)
@@ -130,8 +131,8 @@ class Membership:
                 self._socket.dispatch(waiting)
         self._pump()
 
-    def _answer_join(self, message: Message, reply: Reply) -> None:
-        """Write the join's answer, then what was held."""
+    def _answer_join(self, message: Message, reply: Reply) -> bool:
+        """Write the join's answer, then what was held; whether the client is in."""
         serializer = self._socket.serializer
         try:
             frame = serializer.reply(message.join_ref, message.ref, self.topic, reply.status, reply.response)
@@ -145,10 +146,11 @@ class Membership:
             self.sender.muted = True
             self._close_sources()
             self._socket.forget(self)
-            return
+            return False
         self._state = State.JOINED
         self._socket.pubsub.subscribe(self.topic, self)
         self.sender.release()
+        return True
 
     # What comes in
 

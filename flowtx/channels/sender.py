@@ -34,9 +34,12 @@ class Sender:
 
     def release(self) -> None:
         """Send what was held."""
-        held, self._held = self._held, None
-        for frame in held or ():
-            self._send(frame)
+        held = self._held or []
+        # What one of them leads to, such as the answer to a Ping, is held behind the others.
+        for frame in held:
+            if not self.muted:
+                self._write(frame)
+        self._held = None
 
     def reply(self, ref: Ref, reply: Reply) -> None:
         if not self.muted:
@@ -77,7 +80,11 @@ class Sender:
             return
         if self._held is not None:
             self._held.append(frame)
-        elif isinstance(frame, Frame):
+        else:
+            self._write(frame)
+
+    def _write(self, frame: Frame | bytes) -> None:
+        if isinstance(frame, Frame):
             self._socket.send(frame)
         else:
             self._socket.ping(frame)

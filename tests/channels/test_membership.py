@@ -104,6 +104,8 @@ class JoinTests(MembershipTestCase):
         self.assertEqual(self.join(ok({"a": object()})), ("error", {"reason": "join crashed"}))
         self.assertEqual(self.crashes(Exception), 1)
         self.assertEqual(self.client.socket.topics, ())
+        # What the Channel took for its client is given back.
+        self.assertEqual(self.script.terminated, [("room:1", "crash")])
 
     def test_storage_that_fails_refuses_without_a_traceback(self) -> None:
         self.assertEqual(self.join(fail(Unavailable("down"))), ("error", {"reason": "unavailable"}))
@@ -133,6 +135,20 @@ class JoinTests(MembershipTestCase):
 
 class JoinOrderTests(MembershipTestCase):
     """The answer to a join is the first frame of it that a client sees."""
+
+    def test_an_answer_at_once_does_not_overtake_what_was_held(self) -> None:
+        def join(channel: Channel, _payload: Any) -> None:
+            channel.socket.on_pong = lambda payload: channel.push("pong", {"seq": payload.decode()})
+            channel.push("first", {})
+            channel.ping(b"1")
+            channel.push("second", {})
+
+        self.script.join = join
+        self.client.transport.answers_pings = True
+        self.client.send("1", "1", "room:1", "phx_join")
+        self.assertEqual(
+            [frame[3] for frame in self.client.received()], ["phx_reply", "first", "second", "pong"]
+        )
 
     def test_what_a_join_pushes_follows_its_answer(self) -> None:
         def join(channel: Channel, _payload: Any) -> None:
