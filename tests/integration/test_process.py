@@ -394,7 +394,8 @@ def test_database_that_cannot_be_reached(tmp_path: Path, passwords: Server) -> N
     assert "refused" in said["refused"]
     assert "password authentication failed" in said["password"]
     assert '"missing" does not exist' in said["missing"]
-    assert max(seconds.values()) < 14, seconds
+    # Ten seconds are given to the database; the rest is how long Python takes to start on a busy machine.
+    assert max(seconds.values()) < 40, seconds
 
 
 def test_database_with_a_newer_schema(tmp_path: Path, database_url: str) -> None:

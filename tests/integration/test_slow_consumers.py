@@ -82,7 +82,7 @@ async def test_a_client_that_reads_nothing_costs_little_and_is_cut() -> None:
         assert metric(server, "flowtx_slow_consumers_total") == 1
         assert metric(server, "flowtx_outbox_bytes") == 0
         assert len(server.lines("1013 slow_consumer")) == 1
-        assert not server.sessions.session_exists("alice")
+        await until(lambda: not server.sessions.session_exists("alice"))
 
 
 @pytest_twisted.ensureDeferred
