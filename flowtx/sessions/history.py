@@ -39,7 +39,9 @@ MAX_QUEUED: Final = 10_000
 WRITE_WITHIN: Final = 1.0
 """Seconds for which a row waits for others."""
 STOP_WITHIN: Final = 5.0
-"""Seconds that the stop leaves to the rows that are still queued."""
+"""Seconds without a row being written after which the stop gives up those that are still queued."""
+STOP_AT_MOST: Final = 15.0
+"""Seconds after which it does so anyway."""
 BACKOFF_FIRST: Final = 0.1
 BACKOFF_MOST: Final = 5.0
 BACKOFF_STOPPING: Final = 0.2
@@ -93,6 +95,7 @@ class History(Service):
         self._pause: OneShot | None = None
         self._unsaid = 0
         self._said_at: float | None = None
+        self._allowance: IDelayedCall | None = None
 
     @property
     def waiting(self) -> int:
@@ -107,7 +110,8 @@ class History(Service):
         """Write what is queued.
 
         Returns:
-            A Deferred that fires with None once all is written, after 5 s at most; it does not fail.
+            A Deferred that fires with None once all is written, after 5 s in which nothing was, or
+            after 15 s; it does not fail.
         """
         return Deferred.fromCoroutine(self._stop())
 
@@ -120,15 +124,22 @@ class History(Service):
         self._write()
         writing = self._writing
         if writing is not None:
-            timer = self._clock.callLater(STOP_WITHIN, writing.cancel)
-            try:
-                await writing
-            finally:
-                if timer.active():
-                    timer.cancel()
+            deadline = self._clock.seconds() + STOP_AT_MOST
+            self._allow(writing, deadline, None)
+            await writing
+            if self._allowance is not None and self._allowance.active():
+                self._allowance.cancel()
         self._say_dropped()
         if self._queue:
             self._log.warn("History: {count} ended Sessions could not be written", count=len(self._queue))
+
+    def _allow(self, writing: Deferred[None], deadline: float, waited: int | None) -> None:
+        """Let the last writing go on for as long as it gets on."""
+        if len(self._queue) == waited or self._clock.seconds() >= deadline:
+            writing.cancel()
+        else:
+            arguments = writing, deadline, len(self._queue)
+            self._allowance = self._clock.callLater(STOP_WITHIN, self._allow, *arguments)
 
     # From the Sessions
 

@@ -15,7 +15,15 @@ from flowtx.errors import InvalidPayload, Unavailable, UnknownOutcome
 from flowtx.interfaces import FinishedSession, IHistoryStore, ISessionObserver, Principal, User
 from flowtx.metrics import Metrics
 from flowtx.pubsub.memory import MemoryPubSub
-from flowtx.sessions.history import MAX_BATCH, REASONS, SAY_EVERY, STOP_WITHIN, WRITE_WITHIN, History
+from flowtx.sessions.history import (
+    MAX_BATCH,
+    REASONS,
+    SAY_EVERY,
+    STOP_AT_MOST,
+    STOP_WITHIN,
+    WRITE_WITHIN,
+    History,
+)
 from flowtx.sessions.service import SessionService
 from flowtx.sessions.session import Session
 from flowtx.storage.memory import MemoryHistoryStore, MemoryUserDirectory
@@ -370,6 +378,20 @@ class StopTests(HistoryTestCase):
         self.clock.advance(0.001)
         self.successResultOf(stopping)
         self.assertEqual(self.said(), [f"History: {MAX_BATCH + 3} ended Sessions could not be written"])
+        self.assert_calm()
+
+    def test_it_goes_on_for_as_long_as_rows_are_written_but_not_for_ever(self) -> None:
+        self.store.slow = True
+        self.end(*range(5 * MAX_BATCH))
+        stopping = self.history.stopService()
+        for _ in range(int(STOP_AT_MOST / STOP_WITHIN)):
+            self.assertNoResult(stopping)
+            self.clock.advance(STOP_WITHIN - 1)
+            self.store.waiting.pop().callback(None)
+            self.clock.advance(1)
+        self.successResultOf(stopping)
+        self.assertEqual(len(self.kept()), 3 * MAX_BATCH)
+        self.assertEqual(self.said(), [f"History: {2 * MAX_BATCH} ended Sessions could not be written"])
         self.assert_calm()
 
     def test_it_gives_up_between_two_tries_as_well(self) -> None:
