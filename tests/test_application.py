@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.application import Step
+from flowtx.preparation import Step
 from flowtx.errors import SchemaError, Unavailable, UnknownOutcome
 
 

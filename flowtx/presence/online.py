@@ -12,11 +12,10 @@ connections until their Session ends.
   device or the status is another one.
 - With the Session the user leaves, whatever ended it: the window, the idle timeout, somebody who stopped
   it. That is the only way to leave, and the Session ends once.
+- When the server stops, nobody leaves: its clients are sent away one batch after the other, and those who
+  are still there are not shown that the others go. Its users have the window to come back, to this node
+  after its restart or to another one; see `flowtx.presence.store`.
 - A user is online where any of their metas is, otherwise away. A connection begins as online.
-
-When the server stops, its clients are all cut off, and those of other nodes are told that its users have
-left. The store is not: they have the window to come back, to this node after its restart or to another one;
-see `flowtx.presence.store`.
 
 A user whose id is poison to JavaScript (``constructor``), or who comes when presence is full, is online
 like all others but not shown on the topic.
@@ -169,14 +168,15 @@ class OnlineUsers:
         """Nothing is noted before a join."""
 
     async def session_closing(self, session: Session) -> None:
-        """Have the user leave, if they ever joined; this neither waits nor fails."""
+        """Have the user leave, if they ever joined, unless it is the server that ends; does not wait or fail."""
+        if session.reason == "drain":
+            return
         user = self._users.pop(session.user_id, None)
         if user is None:
             return
         if user.kept is not None:
             self._hide(session.user_id, user.kept)
-        if session.reason != "drain":
-            self._recorder.note(session.user_id, "offline", user.left_at)
+        self._recorder.note(session.user_id, "offline", user.left_at)
 
     def _settle(self, user_id: str, user: _User) -> None:
         """Record what the metas of a user come to, where that is news."""

@@ -22,7 +22,7 @@ def test_the_printed_lines_push_notifications(tmp_path: Path) -> None:
         ]
         assert '"seq":1' in answers[0].stdout
         assert re.search(r"^\s*2$", answers[1].stdout, re.MULTILINE)
-        (page,) = re.findall(r"Open +(http\S+)/#socket=(ws\S+)&token=(\S+)", server.log)
+        (page,) = re.findall(r"Open +(http\S+)/demo#socket=(ws\S+)&token=(\S+)", server.log)
         assert page[0] == server.admin_url
         assert page[1].startswith("ws://127.0.0.1:")
         tokens = re.findall(r"^eyJ\S+$", server.log, re.MULTILINE)

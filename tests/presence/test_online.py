@@ -367,11 +367,18 @@ class GoingTests(OnlineTestCase):
         self.pass_time()
         self.server.database.come_back()
         self.successResultOf(Deferred.fromCoroutine(self.server.sessions.stop_session("carol")))
+        self.pass_time()
         self.server.stop()
         self.assertEqual(self.news(), ["alice online", "bob online", "carol online", "carol offline"])
         # The stop of a server in memory lets 30 seconds pass.
         self.assertEqual([self.kept(user).status for user in ("alice", "bob")], ["offline", "offline"])
-        self.assertEqual(self.server.presence.list(TOPIC), {})
+        # Whoever is still connected is not shown that the others are sent away.
+        self.assertEqual({key for _, leaves in self.watcher.take() for key in leaves}, {"carol"})
+        self.assertEqual(self.status("alice", "bob"), {"alice": "online", "bob": "online"})
+
+    def status(self, *user_ids: str) -> dict[str, str]:
+        asked = Deferred.fromCoroutine(self.server.online.statuses(user_ids))
+        return {user_id: seen.status for user_id, seen in self.successResultOf(asked).items()}
 
 
 class StatusTests(OnlineTestCase):

@@ -8,8 +8,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from flowtx.metrics import Metrics
 from flowtx.protocol.message import Frame
 from flowtx.transports.guards import GuardedFactory, GuardedProtocol
+from flowtx.transports.outbox import Bounds
 
 TEXT = b"\x81\x01a"
 PING = b"\x89\x0264"
@@ -19,18 +21,20 @@ class PingTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.transport: Any = StringTransport()
         self.protocol: Any = GuardedProtocol()
-        self.protocol.factory = GuardedFactory(1_000, reactor=Clock())
+        clock = Clock()
+        self.bounds = Bounds(100, 10.0, clock, Metrics())
+        self.protocol.factory = GuardedFactory(1_000, reactor=clock)
         self.protocol.transport = self.transport
 
     def test_it_follows_what_was_sent_before(self) -> None:
-        self.protocol.open_outbox(100)
+        self.protocol.open_outbox(self.bounds)
         self.protocol.send(Frame(b"a"))
         self.protocol.ping(b"64")
         self.protocol.send(Frame(b"a"))
         self.assertEqual(self.transport.value(), TEXT + PING + TEXT)
 
     def test_it_waits_with_what_waits(self) -> None:
-        self.protocol.open_outbox(100)
+        self.protocol.open_outbox(self.bounds)
         self.transport.producer.pauseProducing()
         self.protocol.send(Frame(b"a"))
         self.protocol.ping(b"64")
@@ -41,7 +45,7 @@ class PingTests(SynchronousTestCase):
 
     def test_before_the_connection_is_open_and_after_its_end_it_is_nothing(self) -> None:
         self.protocol.ping(b"64")
-        self.protocol.open_outbox(100)
+        self.protocol.open_outbox(self.bounds)
         self.protocol.onClose(True, None, None)
         self.protocol.ping(b"64")
         self.assertEqual(self.transport.value(), b"")
