@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
@@ -232,7 +232,7 @@ class _Connection(Protocol):
         length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2)
         self.transport.write(bytes((opcode,)) + length + b"\0\0\0\0" + payload)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002, N802
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
         self._open = False
         self._stop_timer()
         self._member.crowd.connections.discard(self)
@@ -349,7 +349,7 @@ async def restart(
         began = time.monotonic()
         ended = await flow.stop()
         exited = time.monotonic()
-        codes, tries = dict(crowd.ends), 0
+        codes = dict(crowd.ends)
         say(f"the process has ended after {exited - began:.1f} s")
         crowd.ends.clear()
         await flow.start()
@@ -371,10 +371,8 @@ async def restart(
         def all_have_all() -> bool:
             return all(len(set(m.seqs)) >= pusher.pushed[m.user_id] for m in crowd.members)
 
-        try:
+        with suppress(AssertionError):  # what is missing is counted
             await until(all_have_all, 20)
-        except AssertionError:
-            pass  # what is missing is counted
         lost = doubled = 0
         for member in crowd.members:
             lost += len(set(range(1, pusher.pushed[member.user_id] + 1)) - set(member.seqs))

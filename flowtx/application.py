@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from socket import gethostname
 from typing import Any
 
@@ -33,7 +34,7 @@ from flowtx.pubsub.memory import MemoryPubSub
 from flowtx.recorder import FlightRecorder
 from flowtx.service import OrderedMultiService
 from flowtx.sessions.directory import BatchedRevocations, BatchedUserDirectory
-from flowtx.sessions.drainer import Drainer
+from flowtx.sessions.drainer import Drainer, Entrance
 from flowtx.sessions.history import MAX_QUEUED, History
 from flowtx.sessions.notes import SessionNotes
 from flowtx.sessions.service import SessionService
@@ -57,6 +58,7 @@ from flowtx.transports.factory import FlowFactory
 from flowtx.transports.origin import origin_rule
 from flowtx.web.admin import admin_site
 from flowtx.web.broadcasts import BroadcastCalls
+from flowtx.web.gate import Gate
 from flowtx.web.groups import GroupCalls
 from flowtx.web.inboxes import InboxCalls
 from flowtx.web.keys import ApiKeys
@@ -247,13 +249,16 @@ class Flow(OrderedMultiService):
         if settings.demo:
             Demo(self, data_dir.path / "api-key", secret).setServiceParent(self)
         self._add_manhole(data_dir, services, database)
+        self._add_drainer([factory, console.entrance], site.gate)
+
+    def _add_drainer(self, entrances: Sequence[Entrance], requests: Gate) -> None:
         self._drainer = Drainer(
-            sessions,
-            entrances=[factory],
-            doors=clients,
-            back_doors=[admin],
-            requests=site.gate,
-            clock=reactor,
+            self.sessions,
+            entrances=entrances,
+            doors=self.clients,
+            back_doors=[self.admin],
+            requests=requests,
+            clock=self._reactor,
         )
         self._drainer.setServiceParent(self)
 

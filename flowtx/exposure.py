@@ -8,7 +8,7 @@ from typing import Final
 from twisted.logger import Logger
 
 from flowtx.loopback import is_loopback
-from flowtx.settings import Settings, redacted_url
+from flowtx.settings import Settings
 
 _ENCRYPTED: Final = ("ssl:", "tls:")
 
@@ -32,8 +32,9 @@ def warn_of_exposure(settings: Settings) -> None:
 
 def warn_of_arguments(given: Mapping[str, object]) -> None:
     """Log a line where a password is among the arguments of this process, which everybody can list."""
-    database = given.get("database")
-    if isinstance(database, str) and redacted_url(database) != database:
+    database = str(given.get("database", ""))
+    login = database.partition("://")[2].rpartition("@")[0]
+    if ":" in login or "password=" in database:
         _log.warn(
             "--database: what stands on the command line, every user of this machine can read; "
             "give a URL with a password as FLOWTX_DATABASE or in the file of --config"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -24,7 +26,9 @@ PARTNERS = {
 
 class ExampleTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.path = Path(self.mktemp())
+        directory = Path(tempfile.mkdtemp(prefix="flowtx-"))
+        self.addCleanup(shutil.rmtree, directory)
+        self.path = directory / "flow.toml"
 
     def load(self, text: str) -> Settings:
         self.path.write_text(text)

@@ -193,7 +193,7 @@ class JsonTests(SynchronousTestCase):
         self.assertTrue(json.loads(line)["message"].startswith("Hello "))
 
     def test_many_long_values_fit(self) -> None:
-        values = {f"value_{number}": "\x1b" * 100_000 for number in range(100)}
+        values: dict[str, Any] = {f"value_{number}": "\x1b" * 100_000 for number in range(100)}
         self.log.logger.failure("It failed", failure(), **values)
         [line] = self.log.lines
         self.assertLess(len(line), MAX_LINE)

@@ -53,6 +53,11 @@ class Console(Operators):
         router = console_router(sources, pubsub, readings, about)
         self._factory = OperatorFactory(settings, self, router, pubsub, reactor=reactor)
 
+    @property
+    def entrance(self) -> OperatorFactory:
+        """What lets operators in."""
+        return self._factory
+
     def door(self, site: IProtocolFactory) -> Door:
         """Serve the operators' connections on the port of a site."""
         return Door(site, self._factory, clock=self.clock)

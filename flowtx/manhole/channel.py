@@ -73,7 +73,7 @@ class Operator:
             raise ConchError(OPEN_ADMINISTRATIVELY_PROHIBITED, "there are only shells here")
         if len(self.conn.channels) >= MAX_CHANNELS:
             raise ConchError(OPEN_RESOURCE_SHORTAGE, f"{MAX_CHANNELS} channels are open")
-        return ShellChannel(remoteWindow=window, remoteMaxPacket=packet, data=data, avatar=self)
+        return ShellChannel(remoteWindow=window, remoteMaxPacket=packet or 1_024, data=data, avatar=self)
 
     def lookupSubsystem(self, subsystem: bytes, data: bytes) -> None:
         """Refuse: there are none."""
@@ -117,6 +117,7 @@ class ShellChannel(SSHChannel):
     _shell: Shell | None = None
     _columns: int | None = None
     _over = False
+    _turned_away = False
 
     def requestReceived(self, kind: bytes, data: bytes) -> int:
         self.avatar.connection.touch()
@@ -145,7 +146,7 @@ class ShellChannel(SSHChannel):
         return 1
 
     def _open_shell(self, _: bytes) -> int:
-        if self._shell is not None:
+        if self._shell is not None or self._turned_away:
             return 0
         interpreter = self._interpreter()
         if interpreter is None:
@@ -164,7 +165,7 @@ class ShellChannel(SSHChannel):
         return 1
 
     def _run_command(self, data: bytes) -> int:
-        if self._shell is not None:
+        if self._shell is not None or self._turned_away:
             return 0
         if len(data) > MAX_COMMAND:
             self._say(f"A command takes at most {MAX_COMMAND} bytes; give more on standard input.")
@@ -194,6 +195,7 @@ class ShellChannel(SSHChannel):
 
     def _say(self, why: str) -> None:
         """Tell why there is no shell, and close."""
+        self._turned_away = True
         self.writeExtended(EXTENDED_DATA_STDERR, f"flowtx: {why}\r\n".encode())
         self.avatar.connection.soon(self._finish, 1)
 
@@ -226,7 +228,7 @@ class ShellChannel(SSHChannel):
     def eofReceived(self) -> None:
         if self._shell is not None:
             self._shell.end_of_file()
-        else:
+        elif not self._turned_away:
             self.loseConnection()
 
     def closed(self) -> None:

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from codeop import CommandCompiler
 from collections.abc import Callable, Mapping
-from inspect import CO_COROUTINE, isawaitable
+from inspect import CO_COROUTINE, isawaitable, iscoroutine
 from rlcompleter import Completer
 from types import CodeType
 from typing import Any, Final
@@ -26,6 +26,8 @@ from flowtx.manhole.shown import MAX_SHOWN, cut, shown
 
 WAIT: Final = 30.0
 """Seconds for which a coroutine or a Deferred is waited for."""
+MAX_UNDER_WAY: Final = 100
+"""Coroutines of all shells together, those among them that nobody waits for any more."""
 FILE: Final = "<manhole>"
 MAX_COMPLETIONS: Final = 200
 
@@ -136,8 +138,14 @@ class Interpreter:
 
     async def _wait(self, awaitable: Any) -> Any:
         """Wait for an outcome; who gives up waiting leaves it to go on."""
-        source = awaitable if isinstance(awaitable, Deferred) else ensureDeferred(_awaited(awaitable))
-        if not isinstance(awaitable, Deferred):
+        if isinstance(awaitable, Deferred):
+            source = awaitable
+        elif len(self._under_way) >= MAX_UNDER_WAY:
+            if iscoroutine(awaitable):
+                awaitable.close()
+            raise RuntimeError(f"{MAX_UNDER_WAY} coroutines that nobody waits for go on already")
+        else:
+            source = ensureDeferred(_awaited(awaitable))
             self._under_way.add(source)
         waiting: Deferred[Any] = Deferred()
         self._waiting = waiting

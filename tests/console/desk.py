@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 from flowtx.console.console import console_router
 from flowtx.console.figures import Readings
 from flowtx.console.portrait import Sources
-from flowtx.recorder import FlightRecorder
 from flowtx.testing import Client, MemoryServer
 
 EVERYTHING = ("admin", "notify", "read")
@@ -19,14 +16,12 @@ class Desk(MemoryServer):
     """See the module; who watches has a Session, too.
 
     Attributes:
-        recorder: the flight recorder.
         ready: whether the server says that it takes work.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.ready = True
-        self.recorder = FlightRecorder(self.wall)
         sources = Sources(
             self.sessions, self.notifications, self.online, self.recorder, self.clock, self.wall
         )
@@ -47,10 +42,3 @@ class Desk(MemoryServer):
 def events(client: Client, event: str) -> list[Any]:
     """Take the payloads of an event that have come."""
     return [frame.payload for frame in client.received() if frame.event == event]
-
-
-def spent(call: Callable[[], object]) -> float:
-    """How many seconds of the processor a call takes."""
-    started = time.process_time()
-    call()
-    return time.process_time() - started

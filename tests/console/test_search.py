@@ -86,6 +86,7 @@ class SearchTests(SynchronousTestCase):
         found = self.successResultOf(waiting)
         self.assertEqual([session.user_id for session in found.sessions], ["user-0000"])
         self.assertAlmostEqual(found.spent, 0.3)
+        self.assertEqual(self.ids("user", "oldest", 1), ["user-0000"])
 
     def test_all_watchers_together_look_a_twentieth_of_the_time(self) -> None:
         found = Found([], 0, 0.2)

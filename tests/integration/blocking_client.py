@@ -49,7 +49,8 @@ class BlockingClient:
 
 
 @contextmanager
-def connected(socket_url: str, token: str) -> Iterator[BlockingClient]:
-    """Connect, and close in the end."""
-    with connect(f"{socket_url}/websocket?vsn=2.0.0&token={token}", close_timeout=1) as connection:
+def connected(socket_url: str, token: str, **options: Any) -> Iterator[BlockingClient]:
+    """Connect, and close in the end; ``options`` are those of `websockets.sync.client.connect`."""
+    url = f"{socket_url}/websocket?vsn=2.0.0&token={token}"
+    with connect(url, close_timeout=1, **options) as connection:
         yield BlockingClient(connection)

@@ -429,7 +429,8 @@ def test_no_secret_turns_up(tmp_path: Path, database_url: str, log_format: str) 
         seen["ps"] = run(["ps", "-ww", "-o", "args", "-p", str(server.pid)], tmp_path).stdout.encode()
         assert b"flow" in seen["ps"]
         assert provoked.ask("GET", "/metrics") == 200
-        server.stop()
+        server.send_signal(signal.SIGTERM)
+        eventually(lambda: server.has_ended, "it ends", 30)
         seen["log"] = server.log.encode()
 
     # Starts that fail, and checks of settings that are wrong.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -119,6 +120,12 @@ async def log_in(tab: Tab, flow: AsyncFlowProcess, key: str | None = None, *, fr
     await tab.call("Input.insertText", text=flow.api_key if key is None else key)
     await tab.press("Enter", "Enter", 13, "\r")
     await tab.state("connected")
+
+
+def remove_key(file: Path, name: str) -> None:
+    """Take a key out of its file."""
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith(f"{name} ")))
 
 
 async def ids(tab: Tab) -> list[str]:
@@ -435,6 +442,54 @@ async def test_the_console_comes_back_with_its_server(
         await tab.until("document.querySelector('#rows tr')?.dataset.key === 'nia'")
         await tab.until("document.querySelectorAll('#connections li').length === 1")
         assert tab.problems_but_lost_connections() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_is_taken_back_is_asked_for_again(
+    flow: AsyncFlowProcess, browser: Browser, keys_file: Path
+) -> None:
+    key = add_key(keys_file, "leaver", frozenset({"read"}))
+    os.kill(flow.pid, signal.SIGHUP)
+    async with browser.tab() as tab:
+        await log_in(tab, flow, key)
+        assert "key leaver (read)" in await tab.text("#where")
+        remove_key(keys_file, "leaver")
+        os.kill(flow.pid, signal.SIGHUP)
+        await tab.until("document.querySelector('#gate-error').textContent.includes('any more')")
+        await tab.state("refused")
+        assert await tab.evaluate("document.activeElement.id") == "gate-key"
+        assert tab.problems == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_quantiles_and_gaps(flow: AsyncFlowProcess, browser: Browser) -> None:
+    async with browser.tab() as tab:
+        await tab.open(flow.admin_url)
+        await tab.until("document.activeElement?.id === 'gate-key'")
+        before = {"bounds": [0.1, 0.5, 1], "counts": [5, 0, 0, 0]}
+        for counts, share, expected in (
+            ([15, 0, 0, 0], 0.5, 0.05),
+            ([5, 10, 0, 0], 0.99, 0.496),
+            ([5, 5, 5, 0], 0.5, 0.5),
+            # Past the last bound, no more can be told; without anything new, nothing.
+            ([5, 0, 0, 9], 0.99, 1),
+            ([5, 0, 0, 0], 0.99, None),
+            # A server that was started anew counts anew.
+            ([1, 9, 0, 0], 0.99, None),
+        ):
+            after = {**before, "counts": counts}
+            arguments = f"{share}, {json.dumps(before)}, {json.dumps(after)}"
+            found = await tab.evaluate(f"import('/static/charts.js').then(it => it.quantile({arguments}))")
+            assert found == (expected if expected is None else pytest.approx(expected)), counts
+        path = await tab.evaluate(
+            "import('/static/charts.js').then(({Chart}) => {"
+            " const chart = new Chart('x', String);"
+            " const points = [[0, 9], [100, 4], [200, null], [250, 0], [300, 8], [310, 2]];"
+            " for(const one of points){ chart.add(...one) }"
+            " return [chart.line.getAttribute('d'), chart.value.textContent, chart.most.textContent] })"
+        )
+        # What is older than five minutes has gone, and where nothing is known there is no line.
+        assert path == ["M90.0 30.0M240.0 55.0L290.0 4.0L300.0 43.0", "2", "max 8"]
 
 
 CONTRAST = """(() => {

@@ -6,13 +6,15 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.integration.flow_process import FlowProcess
+from tests.integration.flow_process import FlowProcess, eventually
 
 
 def test_the_printed_lines_push_notifications(tmp_path: Path) -> None:
     directory = tmp_path / "a path with a space"
     directory.mkdir()
     with FlowProcess(directory, "--demo") as server:
+        # It is ready before it has said so.
+        eventually(lambda: "flow.notify" in server.log, "the printed lines")
         printed = server.log.splitlines()
         (curl,) = (line for line in printed if line.startswith("curl "))
         (psql,) = (line for line in printed if "psql" in line and "flow.notify" in line)

@@ -123,14 +123,14 @@ def test_the_database_is_only_read(server: FlowProcess, ada: Operator) -> None:
     for sql in (
         "SELECT flow.notify('x', 'note', '{}')",
         "DELETE FROM flow.users",
-        "SELECT 1) q; CREATE TABLE public.canary (); SELECT to_json(q)::text FROM (SELECT 1",
+        "SELECT 1) q; CREATE TABLE public.planted (); SELECT to_json(q)::text FROM (SELECT 1",
     ):
         assert ada.command(f"storage.query({sql!r})").status == 1, sql
     read = ada.command("storage.query('TABLE pg_class; -- all of it')")
     assert read.status == 1  # the comment would hide what bounds it, were it not in a line of its own
     rows = ada.command("len(await storage.query('TABLE pg_class -- all of it'))")
     assert rows.stdout == "100\n", rows
-    assert server.sql("SELECT to_regclass('public.canary')") == [(None,)]
+    assert server.sql("SELECT to_regclass('public.planted')") == [(None,)]
 
 
 def test_no_forwarding_no_sftp(server: FlowProcess, ada: Operator, tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_no_forwarding_no_sftp(server: FlowProcess, ada: Operator, tmp_path: Pat
     )
     try:
         eventually(lambda: _connects(local), "ssh listens", PATIENCE)
-        with closing(socket.create_connection(("127.0.0.1", local), PATIENCE)) as connection:
-            with suppress(ConnectionResetError):
-                connection.sendall(b"GET /health/live HTTP/1.0\r\n\r\n")
-                assert connection.recv(100) == b""
+        connection = socket.create_connection(("127.0.0.1", local), PATIENCE)
+        with closing(connection), suppress(ConnectionResetError):
+            connection.sendall(b"GET /health/live HTTP/1.0\r\n\r\n")
+            assert connection.recv(100) == b""
     finally:
         forwarding.kill()
         forwarding.wait()

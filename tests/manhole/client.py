@@ -189,6 +189,8 @@ class ManholeTestCase(SynchronousTestCase):
         connected, pump = client or self.dial()
         shell = self.open(connected, pump)
         shell.ask(b"exec", NS(source.encode()))
+        # ssh ends its input right after the command, where it has none.
+        connected.channels.sendEOF(shell)
         pump.flush()
         self.clock.advance(0)
         pump.flush()

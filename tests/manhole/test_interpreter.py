@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.manhole.interpreter import WAIT, Interpreter, Outcome, printable
+from flowtx.manhole.interpreter import MAX_UNDER_WAY, WAIT, Interpreter, Outcome, printable
 from flowtx.manhole.shown import MAX_SHOWN
 
 
@@ -91,6 +91,16 @@ class InterpreterTests(SynchronousTestCase):
         self.later.callback(1)
         self.assertEqual(self.under_way, set())
         self.assertFalse(self.interpreter.give_up("no"))
+
+    def test_not_too_much_goes_on(self) -> None:
+        self.run_("async def f():\n    await later\n")
+        for _ in range(MAX_UNDER_WAY):
+            begun = self.begin("f()")
+            self.interpreter.give_up("enough")
+            self.successResultOf(begun)
+        self.assertIn("100 coroutines that nobody waits for", self.run_("f()"))
+        self.later.callback(None)
+        self.assertEqual((self.run_("f()"), self.under_way), ("", set()))
 
     def test_exceptions_are_shown_and_nowhere_else(self) -> None:
         self.assertEqual(

@@ -148,6 +148,8 @@ class TerminalTests(SynchronousTestCase):
         self.begin()
         self.type(b"def f():\n    return 6\n\nf()\n")
         self.assertEqual(self.screen.above[-1], "6")
+        self.type(b"def f():\r\n    x = 7\r\n    return x\r\n\r\nf()\r\n")
+        self.assertEqual(self.screen.above[-1], "7")
 
     def test_completion(self) -> None:
         self.type(b"answ\t")
@@ -281,6 +283,7 @@ class ScriptTests(SynchronousTestCase):
         for chunk in (b"def f():\n", b"  return 1\nf", b"()"):
             script.data_received(chunk)
         self.assertEqual(self.statuses, [])
+        script.end_of_file()
         script.end_of_file()
         self.assertEqual((self.sent, self.statuses), (b"1\n", [0]))
 

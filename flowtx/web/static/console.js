@@ -171,11 +171,12 @@ const link = {
   },
 
   // A refusal cannot be told from a server that is away, but by asking for something that is open to all.
+  // One that is not ready, as it starts or stops, refuses everybody.
   async failed(socket){
     this.refusals += 1
     if(this.refusals < REFUSALS){ return }
-    const alive = await fetch("/health/live", {cache: "no-store"}).then(answer => answer.ok, () => false)
-    if(alive && socket === this.socket && this.refusals >= REFUSALS){
+    const ready = await fetch("/health/ready", {cache: "no-store"}).then(answer => answer.ok, () => false)
+    if(ready && socket === this.socket && this.refusals >= REFUSALS){
       refuse("The server did not take this key; or a proxy in front of it does not pass WebSockets on.")
     }
   },
