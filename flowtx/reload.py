@@ -23,7 +23,6 @@ from flowtx.errors import FlowtxError, StartupError
 from flowtx.jwks import JwksUrl
 from flowtx.keys import KeySource
 from flowtx.logs import set_level
-from flowtx.relations import check_relations
 from flowtx.settings import LIVE, LIVE_KEYS
 from flowtx.transports.origin import origin_rule
 
@@ -125,10 +124,9 @@ class Reload(Service):
         before = flow.settings
         changed = {name for name in before.__struct_fields__ if getattr(before, name) != getattr(asked, name)}
         live = changed & LIVE
-        if "jwt_algorithms" in changed:  # with which the names of keys go along
+        if "jwt_algorithms" in changed:  # with which the names of keys go along; all else stands alone
             live -= LIVE_KEYS
         settings = msgspec.structs.replace(before, **{name: getattr(asked, name) for name in live})
-        check_relations(settings)
         origins = origin_rule(settings)
         ids = flow.keys.source.ids
         keys = await self._keys(settings)
@@ -136,7 +134,7 @@ class Reload(Service):
         # Nothing can fail from here on.
         flow.change(settings)
         flow.keys.change(keys)
-        pass
+        flow.verifier.change_keys(keys)
         flow.factory.change(settings, origins)
         flow.sessions.limit_to(
             max_sessions=settings.max_sessions,

@@ -278,6 +278,12 @@ def test_log_level(server: FlowProcess) -> None:
 def test_what_needs_a_restart_is_said(server: FlowProcess) -> None:
     lines = reload(server, "join-rate = 20\nidle-timeout = 7\nretention-days = 3").splitlines()
     assert lines == ["join-rate changed", "a restart is needed for idle-timeout, retention-days"]
+    # Keys and their algorithms belong together.
+    lines = reload(
+        server, 'jwt-algorithms = ["ES256"]\njwt-key-file = "key.pem"\njoin-rate = 20'
+    ).splitlines()
+    assert lines == ["nothing changed", "a restart is needed for jwt-algorithms, jwt-key-file"]
+    reload(server, "join-rate = 20\nidle-timeout = 7\nretention-days = 3")
     # As long as they differ.
     lines = reload(server).splitlines()
     assert lines == ["nothing changed", "a restart is needed for idle-timeout, retention-days"]
