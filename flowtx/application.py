@@ -137,32 +137,14 @@ class Flow(OrderedMultiService):
         metrics = self.metrics = Metrics()
         self._measure(metrics)
         url, database = self._add_database(data_dir, name)
+        self.database_url, self.database = url, database
         directory = user_directory(settings, database)
         if isinstance(directory, SqlUserDirectory):
             Step(directory.check, reactor).setServiceParent(self)
             directory = BatchedUserDirectory(directory, clock=reactor)
         self.recorder = FlightRecorder()
         pubsub = MemoryPubSub(gethostname())
-        inboxes = PostgresNotificationStore(database)
-        notifications = NotificationService(inboxes, pubsub, clock=reactor, metrics=metrics)
-        notifications.setServiceParent(self)
-        InboxUpkeep(
-            inboxes,
-            clock=reactor,
-            metrics=metrics,
-            undelivered_after=settings.undelivered_after,
-            retention_days=settings.retention_days,
-            retention_count=settings.retention_count,
-        ).setServiceParent(self)
-        listener = Listener(
-            url,
-            CHANNEL,
-            notifications.wake,
-            reactor=reactor,
-            application_name=name,
-            connected=notifications.delivery.lost_track,
-        )
-        listener.setServiceParent(self)
+        notifications = self._add_notifications(database, pubsub, name)
         history = History(
             PostgresHistoryStore(database),
             node=gethostname(),
@@ -191,8 +173,6 @@ class Flow(OrderedMultiService):
         sessions.setServiceParent(self)
         Lag(metrics, clock=reactor).setServiceParent(self)
 
-        metrics.sessions.set_function(lambda: len(sessions.namedServices))
-        metrics.users_online.set_function(self.online.__len__)
         admission = Admission(settings.handshake_rate, settings.handshake_concurrency)
 
         def jitter_ms() -> int:
@@ -215,9 +195,24 @@ class Flow(OrderedMultiService):
             recorder=self.recorder,
         )
         clients = [Listening("listen", endpoint, factory, reactor=reactor) for endpoint in settings.listen]
+        self.pubsub, self.sessions, self.notifications = pubsub, sessions, notifications
+        self.clients = clients
+        console, gate = self._add_admin()
+        for listening in (*clients, self.admin):
+            listening.setServiceParent(self)
+        self.keys, self.verifier, self.factory = keys, verifier, factory
+        self.change(settings)
+        if settings.demo:
+            Demo(self, data_dir.path / "api-key", secret).setServiceParent(self)
+        self._add_manhole(data_dir, services, database)
+        self._add_drainer([factory, console.entrance], gate)
+
+    def _add_admin(self) -> tuple[Console, Gate]:
+        settings, reactor, metrics, pubsub = self.settings, self._reactor, self.metrics, self.pubsub
+        sessions, notifications = self.sessions, self.notifications
 
         def ready() -> bool:
-            return bool(self.running and sessions.healthy and database.ready)
+            return bool(self.running and sessions.healthy and self.database.ready)
 
         routes = (
             *InboxCalls(notifications).routes(),
@@ -238,18 +233,8 @@ class Flow(OrderedMultiService):
             reactor=reactor,
         )
         console.setServiceParent(self)
-        admin = Listening("admin", settings.admin, console.door(site), reactor=reactor)
-        for listening in (*clients, admin):
-            listening.setServiceParent(self)
-        self.database_url, self.database, self.pubsub = url, database, pubsub
-        self.sessions, self.notifications = sessions, notifications
-        self.clients, self.admin = clients, admin
-        self.keys, self.verifier, self.factory = keys, verifier, factory
-        self.change(settings)
-        if settings.demo:
-            Demo(self, data_dir.path / "api-key", secret).setServiceParent(self)
-        self._add_manhole(data_dir, services, database)
-        self._add_drainer([factory, console.entrance], site.gate)
+        self.admin = Listening("admin", settings.admin, console.door(site), reactor=reactor)
+        return console, site.gate
 
     def _add_drainer(self, entrances: Sequence[Entrance], requests: Gate) -> None:
         self._drainer = Drainer(
@@ -286,6 +271,8 @@ class Flow(OrderedMultiService):
 
     def _measure(self, metrics: Metrics) -> None:
         PauseWatch(metrics.pauses).setServiceParent(self)
+        metrics.sessions.set_function(lambda: len(self.sessions.namedServices))
+        metrics.users_online.set_function(lambda: len(self.online))
         metrics.recorder_bytes.set_function(lambda: self.recorder.cost)
         metrics.draining.set_function(lambda: self.draining)
         metrics.describe_build(type(self._reactor).__name__)
@@ -303,6 +290,30 @@ class Flow(OrderedMultiService):
         database.setServiceParent(self)
         Step(lambda: migrate(database), self._reactor).setServiceParent(self)
         return url, database
+
+    def _add_notifications(self, database: Database, pubsub: IPubSub, name: str) -> NotificationService:
+        settings, reactor, metrics = self.settings, self._reactor, self.metrics
+        inboxes = PostgresNotificationStore(database)
+        notifications = NotificationService(inboxes, pubsub, clock=reactor, metrics=metrics)
+        notifications.setServiceParent(self)
+        InboxUpkeep(
+            inboxes,
+            clock=reactor,
+            metrics=metrics,
+            undelivered_after=settings.undelivered_after,
+            retention_days=settings.retention_days,
+            retention_count=settings.retention_count,
+        ).setServiceParent(self)
+        listener = Listener(
+            self.database_url,
+            CHANNEL,
+            notifications.wake,
+            reactor=reactor,
+            application_name=name,
+            connected=notifications.delivery.lost_track,
+        )
+        listener.setServiceParent(self)
+        return notifications
 
     def _add_presence(self, database: Database, pubsub: IPubSub) -> None:
         self.presence = Presence(Tracker(pubsub, clock=self._reactor))

@@ -253,3 +253,12 @@ class DashboardTests(SynchronousTestCase):
         by = re.findall(r"by \(([^)]*)\)", " ".join(self.expressions))
         asked = {label.strip() for labels in by for label in labels.split(",")}
         self.assertEqual(asked - known - {"instance"}, set())
+
+
+class GuideTests(SynchronousTestCase):
+    def test_the_guide_lists_them_all(self) -> None:
+        guide = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+        section = guide.partition("## Metrics\n")[2].partition("\n## ")[0]
+        listed = set(re.findall(r"\bflowtx_\w+", section))
+        ours = {re.sub("_(bucket|sum|count)$", "", name) for name in names(everything())}
+        self.assertEqual(listed, {name for name in ours if name.startswith("flowtx_")})

@@ -168,7 +168,7 @@ class OnlineUsers:
         """Nothing is noted before a join."""
 
     async def session_closing(self, session: Session) -> None:
-        """Have the user leave, if they ever joined, unless it is the server that ends; does not wait or fail."""
+        """Have the user leave if they ever joined, unless the server ends; this neither waits nor fails."""
         if session.reason == "drain":
             return
         user = self._users.pop(session.user_id, None)
@@ -216,6 +216,14 @@ class OnlineUsers:
         Raises:
             StorageError: the database cannot be asked.
         """
+        known = self._known(user_ids)
+        others = [user_id for user_id in dict.fromkeys(user_ids) if user_id not in known]
+        stored = await self._recorder.seen(others)
+        # Who came while the store was asked is here, though it says that nobody but us knows of them.
+        return {**stored, **known, **self._known(others)}
+
+    def _known(self, user_ids: Sequence[str]) -> dict[str, Seen]:
+        """What is known without the store, by user id."""
         known: dict[str, Seen] = {}
         for user_id in user_ids:
             user = self._users.get(user_id)
@@ -225,8 +233,7 @@ class OnlineUsers:
                 known[user_id] = Seen(user.status, self._wall(since))
             elif gone_at is not None:
                 known[user_id] = Seen("offline", self._wall(gone_at))
-        others = dict.fromkeys(user_id for user_id in user_ids if user_id not in known)
-        return {**await self._recorder.seen(list(others)), **known}
+        return known
 
     def _wall(self, seconds: float) -> float:
         return self._now() - self._clock.seconds() + seconds

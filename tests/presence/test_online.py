@@ -382,6 +382,20 @@ class GoingTests(OnlineTestCase):
 
 
 class StatusTests(OnlineTestCase):
+    def test_who_comes_while_the_store_is_asked_is_online(self) -> None:
+        """As after a restart, when all come back while a backend asks for them."""
+        recorder: Any = self.server.online._recorder
+        ask = self.store.seen
+
+        async def come_and_ask(user_ids: Sequence[str], asking: str) -> Mapping[str, Seen]:
+            self.connect()
+            self.pass_time()
+            return await ask(user_ids, asking)
+
+        self.patch(recorder._store, "seen", come_and_ask)
+        asked = Deferred.fromCoroutine(self.server.online.statuses(["alice"]))
+        self.assertEqual(self.successResultOf(asked)["alice"].status, "online")
+
     def test_away_is_one_update_of_that_connection(self) -> None:
         phone, web = self.connect(device="phone"), self.connect(device="web")
         self.pass_time()

@@ -1,39 +1,19 @@
-"""A server is stopped and started again while all its users are connected: what do they notice?
-
-    python -m benchmarks.restart --clients 3000
-
-Real processes on one database, which outlives them: ``SIGTERM``, the end, the next start at once. The clients
-do what npm's ``phoenix`` does: they come back after 10, 50, 100, 150, 200, 250, 500, 1000, 2000 and then each
-5000 ms, without jitter, and join with the last seq that they have. Meanwhile notifications are pushed by SQL
-without a pause.
-"""
+"""Users whose clients come back as those of npm's ``phoenix`` do."""
 
 from __future__ import annotations
 
-import argparse
-import random
 import re
-import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final, NamedTuple
+from collections import Counter
+from typing import Any, Final
 
-import psycopg2
 from twisted.internet import reactor as global_reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
-from twisted.internet.task import deferLater, react
-from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from flowtx.auth import mint
-from flowtx.storage.embedded import EmbeddedPostgres
-from tests.integration.async_flow_process import AsyncFlowProcess, until
+from tests.integration.async_flow_process import until
 
 reactor: Any = global_reactor
 
@@ -42,45 +22,12 @@ RECONNECT_THEN: Final = 5.0
 REJOIN_AFTER: Final = (1.0, 2.0, 5.0, 10.0)
 JOIN_WITHIN: Final = 10.0
 HEARTBEAT_EVERY: Final = 30.0
-ALL_BACK_WITHIN: Final = 240.0
-PUSH_EVERY: Final = 0.004
+ALL_BACK_WITHIN: Final = 400.0
 AT_ONCE: Final = 400
 """Connections that are opened in one go before the restart."""
 
 _SEQ: Final = re.compile(rb'"seq":(\d+)')
 _TEXT, _CLOSE, _PING, _PONG = 0x81, 0x88, 0x89, 0x8A
-
-
-class Figures(NamedTuple):
-    """What a restart came to; times in seconds.
-
-    Attributes:
-        exit_seconds: from SIGTERM to the end of the process.
-        exit_status: the signal that it ended by, or its exit status.
-        down_seconds: from its end until the next process was ready.
-        back_seconds: from then until all clients had joined again.
-        codes: with what their connections were closed: close codes, or "broken".
-        tries: what became of each attempt to connect again.
-        pushed: notifications pushed from before the restart until after it.
-        lost, doubled: of those, by what clients got.
-        offline_events: rows of ``flow.presence_events`` from SIGTERM on that say that a user went.
-        online_events: those that say that a user came.
-        shown_offline: answers of the status API, between the two processes' ends and the end of the
-            window, that a user is offline.
-    """
-
-    exit_seconds: float
-    exit_status: int
-    down_seconds: float
-    back_seconds: float
-    codes: dict[str, int]
-    tries: dict[str, int]
-    pushed: int
-    lost: int
-    doubled: int
-    offline_events: int
-    online_events: int
-    shown_offline: int
 
 
 class Member:
@@ -296,148 +243,3 @@ class Crowd:
             for connection in self.connections:
                 connection.heartbeat()
             reactor.callLater(HEARTBEAT_EVERY, self._beats)
-
-
-class Pusher:
-    """Pushes notifications by SQL, one after the other, to one user or another, in a thread.
-
-    Attributes:
-        pushed: how many each user was sent.
-    """
-
-    def __init__(self, url: str, users: Sequence[str]) -> None:
-        self.pushed: Counter[str] = Counter()
-        self._enough = threading.Event()
-        self._over = deferToThread(self._push, url, users)
-
-    def _push(self, url: str, users: Sequence[str]) -> None:
-        with closing(psycopg2.connect(url)) as connection:
-            connection.autocommit = True
-            cursor = connection.cursor()
-            while not self._enough.wait(PUSH_EVERY):
-                user_id = random.choice(users)
-                cursor.execute("SELECT flow.notify(%s, 'tick', '{}')", [user_id])
-                self.pushed[user_id] += 1
-
-    async def stop(self) -> None:
-        """Push no more."""
-        self._enough.set()
-        await self._over
-
-
-async def restart(
-    size: int, database_url: str, *options: str, say: Callable[[str], object] = lambda _: None
-) -> Figures:
-    """Connect so many users to a server, restart it, and see what becomes of them.
-
-    Args:
-        size: how many users.
-        database_url: an empty database that both processes use.
-        options: further ones of ``twistd flow``.
-        say: told how it goes on.
-    """
-    flow = AsyncFlowProcess(f"--database={database_url}", "--users-query=claims", *options)
-    async with flow:
-        crowd = Crowd(size, flow.port, (flow.data_dir / "secret").read_bytes().strip())
-        await crowd.come()
-        say(f"{size} users have joined")
-        pusher = Pusher(database_url, [member.user_id for member in crowd.members])
-        await deferLater(reactor, 1.0)
-        last_event = _sql(database_url, "SELECT coalesce(max(id), 0) FROM flow.presence_events")[0][0]
-        crowd.ends.clear()
-
-        began = time.monotonic()
-        ended = await flow.stop()
-        exited = time.monotonic()
-        codes = dict(crowd.ends)
-        say(f"the process has ended after {exited - began:.1f} s")
-        crowd.ends.clear()
-        await flow.start()
-        started = time.monotonic()
-        say(f"the next one is ready after {started - exited:.1f} s")
-        window = exited + 30.0
-        shown_offline = 0
-        while not crowd.all_joined():
-            assert time.monotonic() < started + ALL_BACK_WITHIN, crowd.state()
-            if time.monotonic() < window - 1.0:
-                shown_offline += await _shown_offline(flow, crowd)
-            say(f"  {time.monotonic() - started:5.1f} s: {crowd.state()}")
-            await deferLater(reactor, 1.0)
-        back = time.monotonic()
-        say(f"all are back after {back - started:.1f} s more")
-        await deferLater(reactor, 1.0)
-        await pusher.stop()
-
-        def all_have_all() -> bool:
-            return all(len(set(m.seqs)) >= pusher.pushed[m.user_id] for m in crowd.members)
-
-        with suppress(AssertionError):  # what is missing is counted
-            await until(all_have_all, 20)
-        lost = doubled = 0
-        for member in crowd.members:
-            lost += len(set(range(1, pusher.pushed[member.user_id] + 1)) - set(member.seqs))
-            doubled += len(member.seqs) - len(set(member.seqs))
-        events = defaultdict(
-            int,
-            _sql(
-                database_url,
-                "SELECT event, count(*) FROM flow.presence_events WHERE id > %s GROUP BY event",
-                last_event,
-            ),
-        )
-        tries = dict(crowd.ends)
-        await crowd.leave()
-    return Figures(
-        exited - began,
-        ended.status if ended.signal is None else -ended.signal,  # type: ignore[arg-type]
-        started - exited,
-        back - started,
-        {how: number for how, number in codes.items() if not how.startswith("no connection")},
-        tries,
-        sum(pusher.pushed.values()),
-        lost,
-        doubled,
-        events["offline"],
-        events["online"],
-        shown_offline,
-    )
-
-
-async def _shown_offline(flow: AsyncFlowProcess, crowd: Crowd) -> int:
-    """Ask the status API about 500 users; how many are shown as offline."""
-    some = random.sample(crowd.members, min(500, len(crowd.members)))
-    answer = await flow.call("POST", "/api/presence/status", {"user_ids": [m.user_id for m in some]})
-    # While all are coming back it may say that the database is busy.
-    assert answer.status in (200, 503), answer
-    return answer.body.count(b'"offline"')
-
-
-def _sql(url: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(statement, parameters)
-        return cursor.fetchall()
-
-
-async def _main(size: int, options: Sequence[str]) -> None:
-    with TemporaryDirectory(prefix="ftx-", dir="/tmp") as directory:
-        postgres = EmbeddedPostgres(Path(directory), reactor=reactor)
-        await postgres.startService()
-        try:
-            figures = await restart(size, postgres.url, *options, say=lambda text: print(text, flush=True))
-        finally:
-            await postgres.stopService()
-    for name, value in figures._asdict().items():
-        shown = f"{value:.1f}" if isinstance(value, float) else value
-        print(f"{name.replace('_', ' '):16} {shown}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.restart", description=__doc__)
-    parser.add_argument("--clients", type=int, default=3_000, help="default 3000")
-    parser.add_argument("options", nargs="*", help="of twistd flow, after --")
-    given = parser.parse_args()
-    react(lambda _: Deferred.fromCoroutine(_main(given.clients, given.options)))
-
-
-if __name__ == "__main__":
-    main()
