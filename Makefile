@@ -42,3 +42,4 @@ lint: .venv/installed
 format: .venv/installed
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+	.venv/bin/flowtx example-config > flow.toml.example

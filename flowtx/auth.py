@@ -62,6 +62,10 @@ class TokenVerifier:
         self._algorithms = frozenset(settings.jwt_algorithms)
         self._jws = jwt.PyJWS(sorted(self._algorithms), {"enforce_minimum_key_length": True})
 
+    def change_keys(self, keys: KeySource) -> None:
+        """Verify with other keys from now on."""
+        self._keys = keys
+
     async def verify(self, token: str) -> Principal:
         """Return whom a token names.
 
@@ -83,7 +87,7 @@ class TokenVerifier:
             # PyJWTError for what PyJWT has foreseen; TypeError, RecursionError, UnicodeEncodeError and
             # cryptography's own errors for the rest. Whatever it is, the signature was not verified.
             _refuse()
-        return self._principal(_read(parts[2]))
+        return self._principal(_read(parts[2]), key.id)
 
     def _check_header(self, header: Mapping[str, object]) -> tuple[str, str | None]:
         algorithm = header.get("alg")
@@ -94,7 +98,7 @@ class TokenVerifier:
             _refuse()
         return algorithm, cast("str | None", kid)
 
-    def _principal(self, claims: Mapping[str, object]) -> Principal:
+    def _principal(self, claims: Mapping[str, object], key_id: str) -> Principal:
         expires_at = self._check_times(claims)
         self._check_parties(claims)
         user_id = claims.get("sub")
@@ -111,6 +115,7 @@ class TokenVerifier:
             groups=_groups(claims.get("groups", [])),
             name=_line(claims.get("name")),
             email=_line(claims.get("email")),
+            key_id=key_id,
         )
 
     def _check_times(self, claims: Mapping[str, object]) -> float:
@@ -129,7 +134,11 @@ class TokenVerifier:
         if longest and expires_at > now + longest + leeway:
             _refuse()
         if expires_at < now - leeway:
-            raise Refused("expired_token")
+            expired = Refused("expired_token")
+            user_id = claims.get("sub")
+            if isinstance(user_id, str) and USER_ID_PATTERN.fullmatch(user_id):
+                expired.user_id = user_id
+            raise expired
         return expires_at
 
     def _check_parties(self, claims: Mapping[str, object]) -> None:

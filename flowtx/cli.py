@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,20 +20,27 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
-from flowtx.app import load_app
 from flowtx.auth import MAX_EXPIRY, USER_ID_PATTERN, mint, signing_algorithm
 from flowtx.config import HMAC_ALGORITHMS, Settings, load
 from flowtx.data_dir import DataDir
 from flowtx.errors import ConfigError, DataDirInUse, FlowtxError
+from flowtx.example import example_file
 from flowtx.interfaces import User
+from flowtx.preflight import check
 from flowtx.service import OrderedMultiService
 from flowtx.storage.embedded import EmbeddedPostgres, embedded_url
 from flowtx.storage.migrations import migrate
+from flowtx.storage.notifications import PostgresNotificationStore
 from flowtx.storage.postgres import Database
+from flowtx.storage.sessions import PostgresHistoryStore
 from flowtx.storage.users import add_user, list_users
-from flowtx.transports.origin import origin_rule
+from flowtx.web.keys import SCOPES, add_key
+from flowtx.why import MAX_SHOWN, Known, Unreachable, ask, tell
 
 T = TypeVar("T")
+
+MAX_HISTORY = 10
+"""Sessions that ``flowtx why`` reads of the history."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +66,7 @@ def _failed(why: str) -> int:
 
 
 def _settings(parsed: Any) -> Settings:
-    names = ("config", "data-dir", "database")
+    names = ("config", "data-dir", "database", "api-keys", "admin")
     given = {name: getattr(parsed, name.replace("-", "_"), None) for name in names}
     return load({name: value for name, value in given.items() if value is not None})
 
@@ -92,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K=V",
         help="a further claim; V is JSON or text",
     )
-    command("check-config", _check_config, "check the settings and say whether they are good")
+    command("check-config", _check_config, "say what a start would say of the settings and their files")
+    command("example-config", _example_config, "print a settings file with every setting and its default")
     command("migrate", _migrate, "make the schema flow, or bring it up to date")
     users = command("users", _users, "add a user to flow.users, or list them")
     actions = users.add_subparsers(metavar="ACTION", required=True)
@@ -104,6 +113,20 @@ def _parser() -> argparse.ArgumentParser:
     listed = actions.add_parser("list", parents=[where], help="print id, name and e-mail, tab-separated")
     listed.set_defaults(action=_list_users)
     command("database-url", _database_url, "print the URL of the database, the embedded one too")
+    keys = command("api-key", _api_key, "add a key to the file of --api-keys, and print it")
+    actions = keys.add_subparsers(metavar="ACTION", required=True)
+    add = actions.add_parser("add", parents=[where], help="make a key; the server takes it after a SIGHUP")
+    add.add_argument("name", metavar="NAME", help="whose it is, for the log")
+    add.add_argument("--api-keys", metavar="FILE", help="where the server reads them; made if absent")
+    add.add_argument(
+        "--scope", action="append", choices=SCOPES, required=True, help="what it may do; repeatable"
+    )
+    why = command("why", _why, "tell why a user dropped")
+    why.add_argument("user_id", metavar="USER")
+    why.add_argument("--admin", metavar="ENDPOINT", help="the server's, as it was given to it")
+    why.add_argument(
+        "--events", type=int, default=MAX_SHOWN, metavar="N", help="how many events at the most; default 40"
+    )
     command("version", _version, "print the version")
     return parser
 
@@ -150,10 +173,14 @@ def _token(parsed: Any) -> int:
 
 def _check_config(parsed: Any) -> int:
     settings = _settings(parsed)
-    origin_rule(settings)
-    if settings.app is not None:
-        load_app(settings.app)
+    for warning in check(settings):
+        print(f"flowtx: warning: {warning}", file=sys.stderr)
     print(f"good: {settings}")
+    return 0
+
+
+def _example_config(_: Any) -> int:
+    print(example_file(), end="")
     return 0
 
 
@@ -194,6 +221,37 @@ def _database_url(parsed: Any) -> int:
     settings = _settings(parsed)
     print(settings.database or embedded_url(DataDir.peek(settings.data_dir).path))
     return 0
+
+
+def _api_key(parsed: Any) -> int:
+    file = _settings(parsed).api_keys
+    if file is None:
+        raise ConfigError("--api-keys: got none; it takes the file that the server reads its keys from")
+    print(add_key(Path(file), parsed.name, frozenset(parsed.scope)))
+    return 0
+
+
+def _why(parsed: Any) -> int:
+    settings, user_id = _settings(parsed), parsed.user_id
+    if not USER_ID_PATTERN.fullmatch(user_id):
+        raise ConfigError(f"USER: got {user_id!r}; it takes 1 to 128 of A-Z a-z 0-9 _ . : @ -")
+    try:
+        known = ask(settings.admin, DataDir.peek(settings.data_dir).existing_api_key(), user_id)
+    except Unreachable as problem:
+        print(f"flowtx: {problem}; what follows is out of the database", file=sys.stderr)
+        known = Known()
+    if not known.ends:
+        # It may have been started anew since.
+        async def read(database: Database) -> None:
+            known.history = await PostgresHistoryStore(database).latest(user_id, MAX_HISTORY)
+            if known.unread is None:
+                inbox = await PostgresNotificationStore(database).list_page(user_id, None, 1, unread=True)
+                known.unread = inbox.unread
+
+        _with_database(settings, read)
+    for line in tell(known, user_id, datetime.now(UTC), max(0, parsed.events)):
+        print(line)
+    return 1 if known.empty else 0
 
 
 def _version(_: Any) -> int:

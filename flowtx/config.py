@@ -18,13 +18,13 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_ori
 import msgspec
 
 from flowtx.errors import ConfigError
+from flowtx.relations import check_relations
 from flowtx.settings import (
     CLAIMS,
     HMAC_ALGORITHMS,
     PUBLIC_KEY_ALGORITHMS,
     USERS_QUERY,
     Settings,
-    check_relations,
     printable,
     redacted_url,
 )
@@ -53,6 +53,8 @@ class Option(NamedTuple):
         default: None, or what to show as such.
         flag: whether it takes no value.
         repeatable: whether it may be given several times.
+        takes: its type and bounds, in words.
+        example: the default where it has one; otherwise a value that makes sense.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Option(NamedTuple):
     default: str | None
     flag: bool
     repeatable: bool
+    takes: str
+    example: object
 
     @property
     def text(self) -> str:
@@ -79,16 +83,18 @@ def options() -> list[Option]:
     result = []
     for field in msgspec.structs.fields(Settings):
         hint = _HINTS[field.name]
-        plain, meta = _plain(hint), _description(hint)
+        plain, meta = _plain(hint), _meta(hint)
         default = field.default
         shown = ",".join(default) if isinstance(default, tuple) else default
         result.append(
             Option(
                 name=field.name.replace("_", "-"),
-                help=meta,
+                help=f"{meta.description}",
                 default=None if shown is None or plain is bool else f"{shown}",
                 flag=plain is bool,
                 repeatable=field.name == "listen",
+                takes=_takes(hint),
+                example=next(iter(meta.examples or ()), None) if default is None else default,
             )
         )
     return result
@@ -207,8 +213,10 @@ def _is_list(hint: Any) -> bool:
     return any(get_origin(part) is tuple for part in (plain, *get_args(plain)))
 
 
-def _description(hint: Any) -> str:
-    return next(str(meta.description) for meta in get_args(hint)[1:] if meta.description)
+def _meta(hint: Any) -> msgspec.Meta:
+    """Find what describes a setting."""
+    metas: list[msgspec.Meta] = [meta for meta in get_args(hint)[1:] if meta.description]
+    return metas[0]
 
 
 _HINTS: Final = get_type_hints(Settings, include_extras=True)

@@ -69,6 +69,23 @@ def check_secret(secret: bytes, name: str) -> None:
         )
 
 
+def check_creatable(path: Path, name: str) -> None:
+    """Refuse a path at which nothing could be made.
+
+    Args:
+        path: where there is nothing yet.
+        name: what it is, to begin the message with.
+
+    Raises:
+        StartupError: it lies below a file, or in a directory that cannot be written to.
+    """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise StartupError(f"{name} lies below a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise StartupError(f"{name} cannot be made: {str(above)!r} cannot be written to")
+
+
 class DataDir:
     """A data directory.
 
@@ -93,13 +110,7 @@ class DataDir:
             where.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 where.mkdir(0o700)
-            status = where.stat()
-            if not stat.S_ISDIR(status.st_mode):
-                raise StartupError(f"--data-dir: {str(where)!r} is not a directory")
-            if status.st_mode & 0o022:
-                raise StartupError(
-                    f"--data-dir: {str(where)!r} can be written to by others; chmod 700 puts that right"
-                )
+            _check_directory(where)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             lock = os.open(where / "lock", flags, 0o600)
         except (FileExistsError, NotADirectoryError):
@@ -127,6 +138,27 @@ class DataDir:
             raise StartupError(
                 f"--data-dir: there is no directory {str(where)!r}; the server makes it when it first starts"
             )
+        return cls(where, None)
+
+    @classmethod
+    def foresee(cls, path: str | Path) -> Self:
+        """Look at the directory as `open` would, and make nothing.
+
+        Returns:
+            What reads the files that are there; one that is missing is an error to it, although a
+            server would make it.
+
+        Raises:
+            StartupError: it cannot be used.
+        """
+        where = _absolute(path)
+        try:
+            if where.exists():
+                _check_directory(where)
+            else:
+                check_creatable(where, f"--data-dir: {str(where)!r}")
+        except OSError as error:
+            raise StartupError(f"--data-dir: cannot use {str(where)!r}: {error.strerror}") from None
         return cls(where, None)
 
     def note_pid(self) -> None:
@@ -180,6 +212,29 @@ class DataDir:
             raise StartupError(f"--data-dir: {str(path)!r} takes ASCII characters without spaces")
         return text.decode()
 
+    def existing_api_key(self) -> str:
+        """Read the key of the HTTP API; see `api_key`.
+
+        Raises:
+            StartupError: as there; and there is none.
+        """
+        path = self.path / "api-key"
+        if not path.exists():
+            made = "the server makes it when it first starts"
+            raise StartupError(f"--data-dir: there is no {str(path)!r}; {made}")
+        return self.api_key()
+
+    def host_key(self, make: Callable[[], bytes]) -> bytes:
+        """Read the host key of the manhole, in ``ssh_host_ed25519_key``; make it where there is none.
+
+        Args:
+            make: makes the text of a key.
+
+        Raises:
+            StartupError: it cannot be read or made.
+        """
+        return self._text(self.path / "ssh_host_ed25519_key", "--data-dir", make)
+
     def _text(self, path: Path, name: str, make: Callable[[], bytes]) -> bytes:
         try:
             if self._lock is not None and not os.path.lexists(path):
@@ -190,6 +245,16 @@ class DataDir:
             raise StartupError(f"{name}: there is no {str(path)!r}{hint}") from None
         except OSError as error:
             raise StartupError(f"{name}: cannot use {str(path)!r}: {error.strerror}") from None
+
+
+def _check_directory(where: Path) -> None:
+    status = where.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise StartupError(f"--data-dir: {str(where)!r} is not a directory")
+    if status.st_mode & 0o022:
+        raise StartupError(
+            f"--data-dir: {str(where)!r} can be written to by others; chmod 700 puts that right"
+        )
 
 
 def _absolute(path: str | Path) -> Path:

@@ -90,7 +90,7 @@ class Demo(Service):
         client = url("ws", self._flow.clients[0].address) + "/socket"
         admin = url("http", self._flow.admin.address)
         return _TEXT.format(
-            page=f"{admin}/#socket={client}&token={self._token(user)}",
+            page=f"{admin}/demo#socket={client}&token={self._token(user)}",
             client=client,
             user=user,
             token=self._token(user),

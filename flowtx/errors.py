@@ -32,7 +32,10 @@ class Refused(FlowtxError):  # noqa: N818 - the field's word, not an error of ou
         reason: one of the reasons that clients are told, e.g. ``expired_token``.
         status: the HTTP status of the answer.
         headers: further headers of the answer.
+        user_id: whose handshake it was, where that is proved; nobody is told.
     """
+
+    user_id: str | None = None
 
     def __init__(self, reason: str, status: int = 403, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)

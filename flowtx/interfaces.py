@@ -25,6 +25,7 @@ class Principal(msgspec.Struct, frozen=True):
         name: the claim ``name``, or None.
         email: the claim ``email``, or None.
         issued_at: the claim ``iat``, seconds since the epoch, or None.
+        key_id: names the key that the token was verified with, in this process; None where nobody cares.
     """
 
     user_id: str
@@ -34,6 +35,7 @@ class Principal(msgspec.Struct, frozen=True):
     name: str | None = None
     email: str | None = None
     issued_at: float | None = None
+    key_id: str | None = None
 
 
 class User(msgspec.Struct, frozen=True):

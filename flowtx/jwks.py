@@ -88,6 +88,11 @@ class JwksFile:
             raise Refused("invalid_token")
         return key
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """Those of the keys that were read last."""
+        return self._keys.ids
+
     def stop(self) -> None:
         """Do nothing: nothing is under way between two calls."""
 
@@ -156,6 +161,16 @@ class JwksUrl:
         if self._failed or self._keys is None:
             raise Refused("unavailable", 503, {"Retry-After": "1"})
         raise Refused("invalid_token")
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Those of the keys that were fetched last."""
+        return frozenset() if self._keys is None else self._keys.ids
+
+    async def refresh(self) -> bool:
+        """Fetch the keys now; whether that succeeded. Where it did not, the old ones are still taken."""
+        await self._fetched()
+        return not self._failed
 
     def stop(self) -> None:
         """Fetch nothing more, and give up a fetch that is under way; those who wait for it are refused."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
@@ -13,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from twisted.logger import Logger
 
@@ -26,6 +28,8 @@ _log = Logger()
 
 PublicKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey | Ed448PublicKey
 
+# With it, an id that gets into a log is no hash of a secret that could be guessed at.
+_SALT: Final = secrets.token_bytes(32)
 _KID: Final = re.compile(r"[A-Za-z0-9_.=+-]{1,128}")
 _RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
@@ -41,10 +45,15 @@ _LOADERS: Final[Mapping[object, Callable[[dict[str, Any]], object]]] = {
 
 
 class VerifyingKey(NamedTuple):
-    """A key, and the algorithms that may be used with it."""
+    """A key, and the algorithms that may be used with it.
+
+    Attributes:
+        id: names it in this process, whatever its ``kid``; says nothing of it to anybody else.
+    """
 
     material: bytes | PublicKey
     algorithms: frozenset[str]
+    id: str
 
 
 class KeySet(NamedTuple):
@@ -60,6 +69,11 @@ class KeySet(NamedTuple):
     by_kid: dict[str, VerifyingKey]
     private: int
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """The ids of all of them."""
+        return frozenset(key.id for key in self.keys)
+
     def find(self, kid: str | None) -> VerifyingKey | None:
         """Look up a key; without a name there is an answer only where there is no choice."""
         if kid is not None:
@@ -68,7 +82,14 @@ class KeySet(NamedTuple):
 
 
 class KeySource(Protocol):
-    """Has the keys that tokens are verified with."""
+    """Has the keys that tokens are verified with.
+
+    Attributes:
+        ids: of the keys that it has now.
+    """
+
+    @property
+    def ids(self) -> Collection[str]: ...
 
     async def find(self, kid: str | None) -> VerifyingKey:
         """Return the key that a token's ``kid`` names.
@@ -86,6 +107,7 @@ class StaticKey:
 
     def __init__(self, key: VerifyingKey) -> None:
         self._key = key
+        self.ids = frozenset({key.id})
 
     async def find(self, kid: str | None) -> VerifyingKey:
         """Return the key; refuse a ``kid`` that looks like a path, a query or an address."""
@@ -95,6 +117,13 @@ class StaticKey:
 
     def stop(self) -> None:
         """Do nothing."""
+
+
+def key_id(material: bytes | PublicKey) -> str:
+    """Make the id of a key."""
+    if not isinstance(material, bytes):
+        material = material.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.blake2b(material, key=_SALT, digest_size=16).hexdigest()
 
 
 def algorithms_of(key: object) -> frozenset[str]:
@@ -139,7 +168,7 @@ def secret_key(secret: bytes, algorithms: Collection[str]) -> VerifyingKey:
             size=len(secret),
             usable=", ".join(sorted(usable)),
         )
-    return VerifyingKey(secret, usable)
+    return VerifyingKey(secret, usable, key_id(secret))
 
 
 def pem_key(file: str, algorithms: Collection[str]) -> VerifyingKey:
@@ -177,7 +206,8 @@ def pem_key(file: str, algorithms: Collection[str]) -> VerifyingKey:
             f"--jwt-algorithms: got {', '.join(algorithms)}; "
             f"the key in {file!r} takes {', '.join(sorted(fitting))}"
         )
-    return VerifyingKey(cast("PublicKey", key), fitting & frozenset(algorithms))
+    public = cast("PublicKey", key)
+    return VerifyingKey(public, fitting & frozenset(algorithms), key_id(public))
 
 
 def parse_jwks(text: bytes, algorithms: Collection[str]) -> KeySet:
@@ -221,4 +251,7 @@ def _usable(entry: object, algorithms: Collection[str]) -> VerifyingKey | None:
     fitting = algorithms_of(material) & frozenset(algorithms)
     if "alg" in entry:
         fitting &= {entry["alg"]} if isinstance(entry["alg"], str) else frozenset()
-    return VerifyingKey(cast("PublicKey", material), fitting) if fitting else None
+    if not fitting:
+        return None
+    public = cast("PublicKey", material)
+    return VerifyingKey(public, fitting, key_id(public))

@@ -25,6 +25,10 @@ class Rate:
     __slots__ = ("interval", "slack", "span")
 
     def __init__(self, per_second: float, burst: float) -> None:
+        self.change(per_second, burst)
+
+    def change(self, per_second: float, burst: float) -> None:
+        """Change it, for the buckets that share it, too."""
         self.interval = 1 / per_second
         self.span = burst / per_second
         # A little more: what floating-point numbers lose must not cost a whole one.
@@ -32,16 +36,21 @@ class Rate:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a rate such as ``50/100``: per second, and at once.
+        """Make a rate of text such as ``50/100``; see `parse_rate`."""
+        return cls(*parse_rate(text))
 
-        Raises:
-            ValueError: it has another form, or a number is out of range.
-        """
-        per_second, _, burst = text.partition("/")
-        rate, most = float(per_second), float(burst)
-        if not (isfinite(rate) and 0 < rate <= MAX_RATE and 1 <= most <= MAX_RATE):
-            raise ValueError(f"a rate is more than 0, a burst at least 1, both at most {MAX_RATE}")
-        return cls(rate, most)
+
+def parse_rate(text: str) -> tuple[float, float]:
+    """Read a rate such as ``50/100``: per second, and at once.
+
+    Raises:
+        ValueError: it has another form, or a number is out of range.
+    """
+    per_second, _, burst = text.partition("/")
+    rate, most = float(per_second), float(burst)
+    if not (isfinite(rate) and 0 < rate <= MAX_RATE and 1 <= most <= MAX_RATE):
+        raise ValueError(f"a rate is more than 0, a burst at least 1, both at most {MAX_RATE}")
+    return rate, most
 
 
 class TokenBucket:

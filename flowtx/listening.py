@@ -33,6 +33,11 @@ class Listening(Service):
         try:
             self._endpoint = serverFromString(reactor, endpoint)
         except Exception as error:
+            if endpoint.startswith("systemd:") and isinstance(error, LookupError):
+                raise StartupError(
+                    f"--{option}: systemd has given no socket that {endpoint!r} names; "
+                    "it takes a start by a .socket unit"
+                ) from None
             # What reads an endpoint is a plugin: OpenSSL has errors of its own, for one.
             raise ConfigError(
                 f"--{option}: got {endpoint!r}; it takes a Twisted endpoint such as tcp:4000 ({error})"

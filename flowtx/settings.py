@@ -1,17 +1,12 @@
-"""The settings themselves: their types, their bounds, and what must hold between them."""
+"""The settings themselves: their types, their bounds and their help; see also `flowtx.relations`."""
 
 from __future__ import annotations
 
 import re
-from ipaddress import ip_network
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
-from twisted.internet.endpoints import serverFromString
-
-from flowtx.errors import ConfigError
-from flowtx.limits import Rate
 
 HMAC_ALGORITHMS: Final = frozenset({"HS256", "HS384", "HS512"})
 PUBLIC_KEY_ALGORITHMS: Final = frozenset(
@@ -22,6 +17,29 @@ CLAIMS: Final = "claims"
 """As ``users_query``: users are whoever a valid token names."""
 
 USERS_QUERY: Final = "SELECT id, name, email FROM flow.users WHERE id = ANY(%s)"
+
+LIVE_KEYS: Final = frozenset({"secret_file", "jwt_key_file", "jwt_jwks"})
+"""Settings that name keys of tokens."""
+
+LIVE: Final = LIVE_KEYS | {
+    "check_origin",
+    "device_policy",
+    "handshake_concurrency",
+    "handshake_rate",
+    "handshake_rate_per_address",
+    "join_rate",
+    "log_level",
+    "max_connections_per_address",
+    "max_devices",
+    "max_sessions",
+    "max_topics",
+    "outbox_limit",
+    "outbox_max_age",
+    "ping_rate",
+    "rate_limit",
+    "trusted_proxies",
+}
+"""Settings that SIGHUP changes while the server runs; the others need a restart."""
 
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 Frequency = Annotated[float, Meta(ge=1, le=1_000_000)]
@@ -38,25 +56,59 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "tcp:4001:interface=127.0.0.1"
     )
     database: Annotated[
-        str | None, Meta(description="postgresql:// URL; without it an embedded PostgreSQL is run")
+        str | None,
+        Meta(
+            description="postgresql:// URL; without it an embedded PostgreSQL is run",
+            examples=["postgresql://flow:PASSWORD@10.0.0.5/crm"],
+        ),
     ] = None
     data_dir: Annotated[
         str, Meta(min_length=1, description="directory of the secret, the API key and the embedded database")
     ] = ".flow"
+    admin_hosts: Annotated[
+        tuple[str, ...] | None,
+        Meta(
+            description="names in the header Host that admin takes; default localhost where it is loopback",
+            examples=[["flow.internal.example.com"]],
+        ),
+    ] = None
+    api_keys: Annotated[
+        str | None,
+        Meta(
+            description="file of further keys of the HTTP API, mode 0600; a line each: NAME SCOPES KEY",
+            examples=["/etc/flowtx/api-keys"],
+        ),
+    ] = None
     secret_file: Annotated[
-        str | None, Meta(description="HMAC key of the tokens, made if absent; default DATA_DIR/secret")
+        str | None,
+        Meta(
+            description="HMAC key of the tokens, made if absent; default DATA_DIR/secret",
+            examples=["/etc/flowtx/secret"],
+        ),
     ] = None
     jwt_algorithms: Annotated[
         tuple[str, ...], Meta(min_length=1, description="algorithms of one family, comma-separated")
     ] = ("HS512", "HS256")
-    jwt_key_file: Annotated[str | None, Meta(description="PEM file of the public key of RS, ES or EdDSA")] = (
+    jwt_key_file: Annotated[
+        str | None,
+        Meta(
+            description="PEM file of the public key of RS, ES or EdDSA",
+            examples=["/etc/flowtx/jwt-public.pem"],
+        ),
+    ] = None
+    jwt_jwks: Annotated[
+        str | None,
+        Meta(
+            description="JWKS with the public keys: a file or an https URL",
+            examples=["https://login.example.com/.well-known/jwks.json"],
+        ),
+    ] = None
+    jwt_issuer: Annotated[
+        str | None, Meta(description="what the claim iss must be", examples=["https://login.example.com/"])
+    ] = None
+    jwt_audience: Annotated[str | None, Meta(description="what the claim aud must be", examples=["crm"])] = (
         None
     )
-    jwt_jwks: Annotated[str | None, Meta(description="JWKS with the public keys: a file or an https URL")] = (
-        None
-    )
-    jwt_issuer: Annotated[str | None, Meta(description="what the claim iss must be")] = None
-    jwt_audience: Annotated[str | None, Meta(description="what the claim aud must be")] = None
     jwt_audience_list: Annotated[
         bool, Meta(description="take an aud that is a list with ours among others")
     ] = False
@@ -120,7 +172,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 10_000
     trusted_proxies: Annotated[
         tuple[str, ...] | None,
-        Meta(description="addresses or networks of proxies whose X-Forwarded-For is believed"),
+        Meta(
+            description="addresses or networks of proxies whose X-Forwarded-For is believed",
+            examples=[["10.0.0.0/8"]],
+        ),
     ] = None
     outbox_limit: Annotated[int, Meta(ge=1024, description="bytes that may wait for one connection")] = (
         1_048_576
@@ -143,25 +198,67 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=0, le=1_000_000_000, description="notifications of a user that are kept; 0 for any number"),
     ] = 100_000
+    watchdog: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3_600,
+            description="seconds for which the event loop may be stuck before all stacks are logged; "
+            "after three times that the process aborts; 0 for no watchdog",
+        ),
+    ] = 10.0
     check_origin: Annotated[
         tuple[str, ...] | None,
-        Meta(description="false, or origins such as //*.example.com; default the listen host"),
+        Meta(
+            description="false, or origins such as //*.example.com; default the listen host",
+            examples=[["https://app.example.com", "//*.example.com"]],
+        ),
     ] = None
+    manhole: Annotated[
+        str | None,
+        Meta(
+            description="Twisted endpoint of the manhole, an SSH shell into the server; off without it",
+            examples=["tcp:4002:interface=127.0.0.1"],
+        ),
+    ] = None
+    manhole_keys: Annotated[
+        str | None,
+        Meta(
+            description="authorized_keys file of those who may use the manhole",
+            examples=["/etc/flowtx/authorized_keys"],
+        ),
+    ] = None
+    manhole_anywhere: Annotated[
+        bool, Meta(description="let the manhole listen where other machines can reach it")
+    ] = False
     database_connections: Annotated[
         int, Meta(ge=1, le=100, description="connections to the database, besides those that listen")
     ] = 4
     app: Annotated[
         str | None,
-        Meta(description="MODULE:NAME of the application's Router, or of a function that returns one"),
+        Meta(
+            description="MODULE:NAME of the application's Router, or of a function that returns one",
+            examples=["crm.channels:router"],
+        ),
     ] = None
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="form of the log: text, or one JSON object a line")
+    ] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warn", "error"], Meta(description="the least level that is logged")
+    ] = "info"
     demo: Annotated[bool, Meta(description="add demo users and print how to try everything")] = False
 
     def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.redacted().items())})"
+
+    def redacted(self) -> dict[str, object]:
+        """All settings by name, without what is secret in them."""
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         shown["database"] = redacted_url(self.database)
         if self.jwt_jwks and "://" in self.jwt_jwks:
             shown["jwt_jwks"] = redacted_url(self.jwt_jwks)
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        return shown
 
     @property
     def origins_checked(self) -> bool:
@@ -182,82 +279,6 @@ def redacted_url(url: str | None) -> str | None:
     return f"{scheme}://{user}{at}{place}"
 
 
-def check_relations(settings: Settings) -> None:
-    """Check what the type of no single setting can say.
-
-    Raises:
-        ConfigError: two settings contradict each other, or one has a form that it must not have.
-    """
-    known = HMAC_ALGORITHMS | PUBLIC_KEY_ALGORITHMS
-    for algorithm in settings.jwt_algorithms:
-        if algorithm not in known:
-            raise ConfigError(f"--jwt-algorithms: got {algorithm!r}; it takes {', '.join(sorted(known))}")
-    algorithms = ", ".join(settings.jwt_algorithms)
-    hmac = HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms)
-    if not hmac and not PUBLIC_KEY_ALGORITHMS.issuperset(settings.jwt_algorithms):
-        mixed = "shared secrets (HS…) and public keys (RS…, PS…, ES…, EdDSA) cannot be mixed"
-        raise ConfigError(f"--jwt-algorithms: got {algorithms}; {mixed}")
-    keys = [name for name in ("jwt-key-file", "jwt-jwks") if getattr(settings, name.replace("-", "_"))]
-    if hmac and keys:
-        other = "give RS256 or another public-key algorithm"
-        raise ConfigError(f"--{keys[0]}: holds public keys, but --jwt-algorithms is {algorithms}; {other}")
-    if not hmac and len(keys) != 1:
-        needed = f"one of --jwt-key-file and --jwt-jwks, got {len(keys)} of them"
-        raise ConfigError(f"--jwt-algorithms: {algorithms} needs {needed}")
-    if not hmac and settings.secret_file:
-        raise ConfigError(f"--secret-file: is for HS… only, but --jwt-algorithms is {algorithms}")
-    for endpoint in settings.listen:
-        _check_endpoint("listen", endpoint)
-    _check_endpoint("admin", settings.admin)
-    if settings.check_origin and "false" in settings.check_origin and settings.origins_checked:
-        got = ", ".join(settings.check_origin)
-        raise ConfigError(f"--check-origin: got {got!r:.80}; it takes either false or a list of origins")
-    _check_limits(settings)
-    if settings.database and not settings.database.startswith(("postgresql://", "postgres://")):
-        raise ConfigError("--database: got a value that is not shown; it takes a postgresql:// URL")
-    if settings.app is not None and not _APP.fullmatch(settings.app):
-        raise ConfigError(
-            f"--app: got {settings.app!r:.80}; it takes MODULE:NAME, such as crm.channels:router"
-        )
-    if settings.users_query != CLAIMS and settings.users_query.count("%s") != 1:
-        got = f"{settings.users_query[:60]!r}"
-        raise ConfigError(f"--users-query: got {got}; it takes SQL with exactly one %s, or the word {CLAIMS}")
-
-
-def _check_limits(settings: Settings) -> None:
-    try:
-        Rate.parse(settings.rate_limit)
-    except ValueError:
-        form = "messages per second and how many at once, such as 50/100"
-        raise ConfigError(f"--rate-limit: got {settings.rate_limit!r:.80}; it takes {form}") from None
-    for proxy in settings.trusted_proxies or ():
-        try:
-            ip_network(proxy)
-        except ValueError as error:
-            takes = "addresses and networks such as 10.0.0.0/8"
-            raise ConfigError(f"--trusted-proxies: got {proxy!r:.80}; it takes {takes} ({error})") from None
-
-
-def _check_endpoint(name: str, text: str) -> None:
-    try:
-        serverFromString(None, text)  # which needs its reactor only to listen
-        port = _PORT.match(text)
-        if port and not 0 <= int(port[1]) <= 65_535:
-            raise ValueError("a port is 0 to 65535")
-    except (ValueError, TypeError, LookupError) as error:
-        raise ConfigError(
-            f"--{name}: got {text!r:.80}; it takes a Twisted endpoint such as tcp:4000 "
-            f"({printable(str(error))[:200]})"
-        ) from None
-    except Exception:  # noqa: S110 - of many kinds, for a certificate
-        # A file that cannot be used matters to the server only, which says so when it starts.
-        pass
-
-
 def printable(name: str) -> str:
     """Keep a message in one line, whatever the names of keys and variables."""
     return name if name.isprintable() else ascii(name)
-
-
-_PORT: Final = re.compile(r"(?:tcp[46]?|ssl):(?:[a-zA-Z]+=[^:]*:)*(?:port=)?(-?[0-9]+)")
-_APP: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")

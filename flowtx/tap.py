@@ -6,20 +6,27 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from flowtx.app import load_app
 from flowtx.application import Flow
 from flowtx.config import Settings, load, options
 from flowtx.errors import ConfigError, FlowtxError
+from flowtx.exposure import warn_of_arguments
+from flowtx.logs import observer_for, set_level
+from flowtx.reload import Reload
+from flowtx.second_signal import end_at_next_signal
+from flowtx.systemd import Notifier
+from flowtx.watchdog import Watchdog
 
 EXIT_FAILURE = 1
 
@@ -29,6 +36,7 @@ class Options(usage.Options):
 
     Attributes:
         settings: what they, the environment and the file amount to.
+        given: they alone, as `flowtx.config.load` takes them.
     """
 
     synopsis = "[options]"
@@ -45,6 +53,7 @@ class Options(usage.Options):
     ]
     optFlags = [[option.name, None, option.text] for option in _flags]  # noqa: RUF012
     settings: Settings
+    given: dict[str, object]
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +88,10 @@ class Options(usage.Options):
                 load_app(self.settings.app)
         except ConfigError as error:
             _fail(error)
+        warn_of_arguments(given)
+        # It is read again later, when twistd may have changed the directory.
+        file = given.get("config") or os.environ.get("FLOWTX_CONFIG")
+        self.given = given if file is None else {**given, "config": os.path.abspath(str(file))}
 
 
 def _fail(why: object) -> NoReturn:
@@ -91,17 +104,50 @@ class Daemon(Service):
 
     _log = Logger()
 
-    def __init__(self, flow: Flow, *, reactor: Any) -> None:
+    def __init__(
+        self, flow: Flow, read: Callable[[], Settings], *, reactor: Any, observer: Any = None
+    ) -> None:
         self._flow = flow
+        self._observer = observer
         self._reactor = reactor
+        seconds = flow.settings.watchdog
+        self._watchdog = Watchdog(seconds, reactor=reactor) if seconds else None
+        self._systemd = Notifier(clock=reactor)
+        self._reload = Reload(
+            flow, read, reactor=reactor, reloading=self._systemd.reloading, reloaded=self._systemd.ready
+        )
+
+    def setServiceParent(self, parent: Any) -> None:  # noqa: N802
+        super().setServiceParent(parent)
+        # twistd asks the application for an observer before it begins to log.
+        if self._observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._observer)
 
     def startService(self) -> None:
         super().startService()
-        self._flow.startService().addErrback(self._failed)
+        if self._watchdog is not None:
+            self._watchdog.startService()
+        self._systemd.startService()
+        self._reload.startService()
+        self._flow.startService().addCallbacks(self._started, self._failed)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
-        return self._flow.stopService()
+        end_at_next_signal()
+        self._systemd.stopping()
+        self._reload.stopping()
+        return self._flow.stopService().addBoth(self._stopped)
+
+    def _started(self, _: None) -> None:
+        self._systemd.ready()
+        self._reload.ready()
+
+    def _stopped(self, result: None) -> None:
+        self._reload.stopService()
+        self._systemd.stopService()
+        if self._watchdog is not None:
+            self._watchdog.stopService()
+        return result
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(CancelledError):
@@ -134,4 +180,8 @@ def makeService(config: Options) -> Daemon:
 
     # Twisted's own clock follows the wall clock: a step of it would fire every timeout at once.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
-    return Daemon(Flow(config.settings, reactor=reactor), reactor=reactor)
+    flow = Flow(config.settings, reactor=reactor)
+    call_soon = reactor.callFromThread  # type: ignore[attr-defined]
+    set_level(config.settings.log_level)
+    observer = observer_for(config.settings.log_format, config.parent, call_soon)
+    return Daemon(flow, lambda: load(config.given), reactor=reactor, observer=observer)

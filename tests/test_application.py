@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.application import Step
 from flowtx.errors import SchemaError, Unavailable, UnknownOutcome
+from flowtx.preparation import Step
 
 
 class StepTests(SynchronousTestCase):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -143,7 +144,11 @@ class TestCase(SynchronousTestCase):
         return TokenVerifier(settings, key_source(settings, None, reactor=Clock()), now=lambda: float(NOW))
 
     def accepted(self, given: str, verifier: TokenVerifier | None = None) -> Principal:
-        return self.successResultOf(Deferred.fromCoroutine((verifier or hmac_verifier()).verify(given)))
+        """Verify that a token is taken, and return whom it names; without the id of the key."""
+        deferred = Deferred.fromCoroutine((verifier or hmac_verifier()).verify(given))
+        principal = self.successResultOf(deferred)
+        self.assertTrue(principal.key_id)
+        return msgspec.structs.replace(principal, key_id=None)
 
     def refused(self, given: str, verifier: TokenVerifier | None = None) -> str:
         """Verify that a token is refused with 403, and return the reason."""

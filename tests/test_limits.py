@@ -48,6 +48,17 @@ class TokenBucketTests(SynchronousTestCase):
             if wait:
                 self.assertEqual(bucket.take(now + 1e-9), 0.0)
 
+    def test_a_changed_rate_holds_for_the_buckets_that_there_are(self) -> None:
+        rate = Rate(10, 5)
+        bucket = TokenBucket(rate)
+        self.assertEqual([bucket.take(0.0) > 0 for _ in range(6)], [False] * 5 + [True])
+        rate.change(1, 2)
+        self.assertEqual([bucket.take(0.3) > 0 for _ in range(2)], [False, True])
+        self.assertEqual([bucket.take(10.0) > 0 for _ in range(3)], [False] * 2 + [True])
+        self.assertEqual(bucket.take(11.0), 0.0)
+        rate.change(100, 50)
+        self.assertEqual([bucket.take(20.0) > 0 for _ in range(51)], [False] * 50 + [True])
+
     def test_it_holds_no_more_than_a_burst(self) -> None:
         bucket = TokenBucket(Rate(10, 5))
         self.assertTrue(bucket.is_full(0.0))

@@ -43,6 +43,7 @@ async def join(channel: Channel, message: Message) -> Reply:
         if refusal is not None:
             return refusal
         _log.failure("Channel {channel} crashed in join", channel=name(channel))
+        _note_crash(channel, "join", problem)
         return JOIN_CRASHED
 
 
@@ -91,6 +92,7 @@ def answer_to(channel: Channel, item: Item, failure: Failure) -> Reply | None:
             return None
     method = _method(item)
     _log.failure("Channel {channel} crashed in {method}", failure, channel=name(channel), method=method)
+    _note_crash(channel, method, problem)
     return None
 
 
@@ -157,6 +159,13 @@ def as_deferred(result: object) -> Deferred[Any]:
 def name(channel: Channel) -> str:
     """Name a channel in the log."""
     return type(channel).__name__
+
+
+def _note_crash(channel: Channel, method: str, problem: BaseException | None) -> None:
+    # The class alone: the text of an exception may hold anything.
+    kind = type(problem).__name__
+    where = {"topic": channel.topic, "channel": name(channel), "method": method}
+    channel.socket.note("channel_crashed", error=kind, **where)
 
 
 def _method(item: Item) -> str:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 PING: Final = b"alive?"
 
+# Which silence it was that closed a connection.
+NO_PONG: Final = "no_pong"
+NO_FRAME: Final = "no_frame"
+
 
 class Timeouts(NamedTuple):
     """See the module; in seconds.
@@ -96,12 +100,14 @@ class Liveness:
             socket.touched()
             self.read_again(now)
         elif socket.last_received_at + timeouts.heartbeat <= now:
+            socket.cause = NO_FRAME
             socket.close(HEARTBEAT_TIMEOUT)
             return
         if self._pinged_at is not None:
             if socket.transport.waiting_bytes:
                 self._pinged_at = now
             elif self._pinged_at + timeouts.pong <= now:
+                socket.cause = NO_PONG
                 socket.close(HEARTBEAT_TIMEOUT)
                 return
         elif timeouts.ping_interval and self._ponged_at + timeouts.ping_interval <= now:

@@ -142,12 +142,14 @@ class Membership:
             frame = serializer.reply(message.join_ref, message.ref, self.topic, reply.status, reply.response)
         self._socket.send(frame)
         if reply.status != "ok":
+            self._socket.note("join_refused", topic=self.topic)
             self._state = State.CLOSED
             self.sender.muted = True
             self._close_sources()
             self._socket.forget(self)
             return False
         self._state = State.JOINED
+        self._socket.note("joined", topic=self.topic, device=self._socket.device)
         self._socket.pubsub.subscribe(self.topic, self)
         self.sender.release()
         return True
@@ -319,6 +321,8 @@ class Membership:
             joined = self._state is State.JOINED
             self._state = State.ENDING
             self._reason = reason
+            if joined and reason != "closed":  # which the end of the connection tells
+                self._socket.note("left", topic=self.topic, reason=reason)
             self._socket.pubsub.unsubscribe(self.topic, self)
             self._close_sources()
             self._clear()

@@ -43,6 +43,7 @@ from flowtx.protocol.message import (
     Message,
 )
 from flowtx.protocol.serializer import Serializer
+from flowtx.recorder import Detail, FlightRecorder
 
 ACCESS_TOKEN: Final = "access_token"  # noqa: S105 - an event
 MAX_MALFORMED: Final = 10
@@ -64,7 +65,11 @@ class Socket:
         messages_received: how many messages have come, heartbeats too.
         device: what the client calls its device, or None.
         on_pong: called with the payload of each Pong; None for nobody.
+        max_topics: how many topics it may join.
+        cause: what a close is for, where its reason does not tell; or None.
     """
+
+    cause: str | None = None
 
     _log = Logger()
 
@@ -83,6 +88,7 @@ class Socket:
         pong_timeout: float = 10.0,
         quota: Quota | None = None,
         tokens: Tokens | None = None,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         self.id = uuid4().hex
         self.transport = transport
@@ -94,8 +100,9 @@ class Socket:
         self.on_pong: Callable[[bytes], None] | None = None
         self.messages_received = 0
         self.connected_at = self.last_received_at = self.last_activity_at = clock.seconds()
+        self._recorder = recorder
         self._router = router
-        self._max_topics = max_topics
+        self.max_topics = max_topics
         self._memberships: dict[str, Membership] = {}
         self._malformed: Strikes | None = None
         self._throttle = None if quota is None else Throttle(self, quota)
@@ -113,6 +120,11 @@ class Socket:
         return self._closed
 
     @property
+    def closed_with(self) -> Close | None:
+        """Why it was closed; None while it is open, and where it has simply gone."""
+        return self._closed_with
+
+    @property
     def topics(self) -> tuple[str, ...]:
         """The topics joined, or being joined."""
         return tuple(self._memberships)
@@ -121,6 +133,11 @@ class Socket:
         """Find the channel of a topic that is joined, or being joined."""
         membership = self._memberships.get(topic)
         return None if membership is None else membership.channel
+
+    def note(self, event: str, **detail: Detail) -> None:
+        """Keep an event with what last happened to the user; see `flowtx.recorder`."""
+        if self._recorder is not None:
+            self._recorder.note(self.principal.user_id, event, connection=self.id, **detail)
 
     # From the transport
 
@@ -293,7 +310,7 @@ class Socket:
 
     def _join(self, message: Message, replaced: Membership | None) -> None:
         topic = message.topic
-        if replaced is None and len(self._memberships) >= self._max_topics:
+        if replaced is None and len(self._memberships) >= self.max_topics:
             response = {"reason": "too many channels joined"}
             self.send(self.serializer.reply(message.join_ref, message.ref, message.topic, "error", response))
             return

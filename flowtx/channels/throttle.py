@@ -86,6 +86,7 @@ class Throttle:
         if not wait:
             return True
         self._quota.exceeded(JOINS if joins else MESSAGES)
+        self._socket.note("rate_limited", limit=JOINS if joins else MESSAGES)
         if message.event == HEARTBEAT and message.topic == PHOENIX_TOPIC:
             self._slow_down(wait)
             return True
@@ -104,6 +105,7 @@ class Throttle:
             self._pings = TokenBucket(self._quota.pings)
         if self._pings.take(now):
             self._quota.exceeded(PINGS)
+            self._socket.note("rate_limited", limit=PINGS)
             self._close(self._quota.pings.span)
 
     def cancel(self) -> None:

@@ -90,6 +90,7 @@ class Renewal:
     def _answer(self, result: Failure | None, message: Message, membership: Membership) -> None:
         self._under_way = None
         if result is None:
+            self._socket.note("token_renewed")
             self._socket.token_renewed()
             for call in self.observers:
                 call()
@@ -97,6 +98,7 @@ class Renewal:
         elif isinstance(result.value, InvalidPayload):
             reply = error({"reason": "invalid_payload", "detail": result.value.detail})
         elif isinstance(result.value, Refused):
+            self._socket.note("token_refused", reason=result.value.reason)
             reply = error({"reason": result.value.reason})
         else:
             if not isinstance(result.value, StorageError | CancelledError):

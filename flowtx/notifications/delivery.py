@@ -31,6 +31,7 @@ from flowtx.inbox import Backlog, INotificationStore, Notification, Page, Want
 from flowtx.metrics import Metrics
 from flowtx.notifications.reader import WINDOW, Client, Reader
 from flowtx.notifications.receipts import ReceiptBook
+from flowtx.notifications.traces import Traces
 
 MAX_BACKLOG: Final = 1_000
 _READ_TOGETHER: Final = 100
@@ -44,6 +45,9 @@ class Delivery:
         receipts: keeps what clients prove.
         metrics: counts.
         wall: seconds since the epoch, for the latency.
+
+    Attributes:
+        traces: the pushes that somebody traces.
     """
 
     _log = Logger()
@@ -65,6 +69,7 @@ class Delivery:
         self._lost_track = False
         self._reading: Deferred[None] | None = None
         self._stopped = False
+        self.traces = Traces()
 
     def readers(self, user_id: str) -> Iterable[Reader]:
         """Those of a user's clients that have joined."""
@@ -134,8 +139,11 @@ class Delivery:
             self._read_soon(reader)
 
     def _give(self, reader: Reader, page: Page) -> None:
+        before = reader.cursor
         given = reader.take(page)
         self._metrics.notifications_delivered.inc(given)
+        if given:
+            self.traces.given(reader.user_id, page.entries, before or 0, reader.cursor or 0)
 
     # Reading
 

@@ -76,6 +76,11 @@ class Reader:
         return len(self._in_flight) < WINDOW and self._bytes < WINDOW_BYTES
 
     @property
+    def in_flight(self) -> int:
+        """How many notifications are on their way."""
+        return len(self._in_flight)
+
+    @property
     def want(self) -> Want:
         """What is to be read for it next."""
         return Want(self.user_id, self.cursor or 0, self.unread_up_to)

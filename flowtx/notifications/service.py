@@ -144,6 +144,7 @@ class NotificationService(Service):
         )
         pushed = await self._pushing.push(push)
         self._metrics.notifications_pushed.inc(len(pushed))
+        self.delivery.traces.pushed(pushed)
         return pushed
 
     def _check_expiry(self, expires_at: datetime | None) -> datetime | None:

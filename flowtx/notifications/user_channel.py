@@ -129,6 +129,15 @@ class UserChannel(Channel):
         }
         if backlog.truncated:
             response["truncated"] = True
+        self.socket.note(
+            "inbox_opened",
+            last_seq=asked.last_seq,
+            sent=len(backlog.page.entries),
+            up_to=backlog.last_seq,
+            unread=backlog.unread,
+            resumed=missed is not None,
+            truncated=backlog.truncated,
+        )
         return ok(response)
 
     @staticmethod
@@ -156,6 +165,11 @@ class UserChannel(Channel):
             case "activity":
                 return self._note_activity(_read(payload, ActivityPayload))
         raise UnhandledEvent(event)
+
+    @property
+    def reader(self) -> Reader | None:
+        """The client's place in the inbox, from its join on."""
+        return self._reader
 
     def terminate(self, reason: str) -> None:  # noqa: ARG002
         if self._reader is not None:
@@ -208,8 +222,11 @@ class UserChannel(Channel):
     def deliver(self, entries: Sequence[Notification | Undeliverable]) -> None:
         """Send notifications to the client."""
         for entry in entries:
-            event = "undeliverable" if isinstance(entry, Undeliverable) else "notification"
-            self.push(event, entry)
+            if isinstance(entry, Undeliverable):
+                self.socket.note("undeliverable", seq=entry.seq)
+                self.push("undeliverable", entry)
+            else:
+                self.push("notification", entry)
 
 
 def _read(payload: Any, form: type[T]) -> T:

@@ -12,11 +12,10 @@ connections until their Session ends.
   device or the status is another one.
 - With the Session the user leaves, whatever ended it: the window, the idle timeout, somebody who stopped
   it. That is the only way to leave, and the Session ends once.
+- When the server stops, nobody leaves: its clients are sent away one batch after the other, and those who
+  are still there are not shown that the others go. Its users have the window to come back, to this node
+  after its restart or to another one; see `flowtx.presence.store`.
 - A user is online where any of their metas is, otherwise away. A connection begins as online.
-
-When the server stops, its clients are all cut off, and those of other nodes are told that its users have
-left. The store is not: they have the window to come back, to this node after its restart or to another one;
-see `flowtx.presence.store`.
 
 A user whose id is poison to JavaScript (``constructor``), or who comes when presence is full, is online
 like all others but not shown on the topic.
@@ -169,14 +168,15 @@ class OnlineUsers:
         """Nothing is noted before a join."""
 
     async def session_closing(self, session: Session) -> None:
-        """Have the user leave, if they ever joined; this neither waits nor fails."""
+        """Have the user leave if they ever joined, unless the server ends; this neither waits nor fails."""
+        if session.reason == "drain":
+            return
         user = self._users.pop(session.user_id, None)
         if user is None:
             return
         if user.kept is not None:
             self._hide(session.user_id, user.kept)
-        if session.reason != "drain":
-            self._recorder.note(session.user_id, "offline", user.left_at)
+        self._recorder.note(session.user_id, "offline", user.left_at)
 
     def _settle(self, user_id: str, user: _User) -> None:
         """Record what the metas of a user come to, where that is news."""
@@ -216,6 +216,14 @@ class OnlineUsers:
         Raises:
             StorageError: the database cannot be asked.
         """
+        known = self._known(user_ids)
+        others = [user_id for user_id in dict.fromkeys(user_ids) if user_id not in known]
+        stored = await self._recorder.seen(others)
+        # Who came while the store was asked is here, though it says that nobody but us knows of them.
+        return {**stored, **known, **self._known(others)}
+
+    def _known(self, user_ids: Sequence[str]) -> dict[str, Seen]:
+        """What is known without the store, by user id."""
         known: dict[str, Seen] = {}
         for user_id in user_ids:
             user = self._users.get(user_id)
@@ -225,8 +233,7 @@ class OnlineUsers:
                 known[user_id] = Seen(user.status, self._wall(since))
             elif gone_at is not None:
                 known[user_id] = Seen("offline", self._wall(gone_at))
-        others = dict.fromkeys(user_id for user_id in user_ids if user_id not in known)
-        return {**await self._recorder.seen(list(others)), **known}
+        return known
 
     def _wall(self, seconds: float) -> float:
         return self._now() - self._clock.seconds() + seconds

@@ -56,6 +56,7 @@ class PresenceRecorder(OrderedMultiService):
 
     Attributes:
         instance: this run of the node.
+        max_queued: see above; may be changed.
     """
 
     _log = Logger()
@@ -76,7 +77,7 @@ class PresenceRecorder(OrderedMultiService):
         self._clock = clock
         self._window = window
         self._max_age = retention_days * _DAY
-        self._max_queued = max_queued
+        self.max_queued = max_queued
         self._queue: deque[_Change] = deque()
         self._last: dict[str, _Change] = {}  # of the queued changes, each user's last
         self._here: dict[str, Status] = {}
@@ -146,7 +147,7 @@ class PresenceRecorder(OrderedMultiService):
             self._here[user_id] = status
         if self._full:
             return
-        if len(self._queue) >= self._max_queued:
+        if len(self._queue) >= self.max_queued:
             self._full = self._missed = True
             self._log.warn("Presence: {count} changes wait, more are not queued", count=len(self._queue))
             return

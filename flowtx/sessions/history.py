@@ -62,6 +62,7 @@ class History(Service):
         max_queued: how many rows wait at most; past it the oldest are dropped.
 
     Attributes:
+        max_queued: see above; may be changed.
         dropped: how many rows were dropped, since there was no room or the store refused them.
     """
 
@@ -85,7 +86,7 @@ class History(Service):
         self._metrics = metrics
         self._now = now
         self._random = random
-        self._max_queued = max_queued
+        self.max_queued = max_queued
         self._queue: deque[FinishedSession] = deque()
         self._under_way = 0  # so many of the queue's first are being written
         self._size = MAX_BATCH
@@ -164,7 +165,7 @@ class History(Service):
             restarts=session.restarts,
             messages_received=session.messages_received,
         )
-        if len(self._queue) >= self._max_queued:
+        if len(self._queue) >= self.max_queued:
             del self._queue[self._under_way]
             self._drop()
         self._queue.append(finished)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import ceil
 from typing import Final, cast
 
@@ -132,6 +132,12 @@ class SessionService(MultiService):
 
     def removeService(self, service: IService) -> None:
         del self.namedServices[cast("str", service.name)]
+
+    def limit_to(self, *, max_sessions: int, max_devices: int, refuse_devices: bool) -> None:
+        """Change these limits from now on; whoever is here stays."""
+        self._max_sessions = max_sessions
+        self._refuse_devices = refuse_devices
+        self._around.limits = self._around.limits._replace(max_devices=max_devices)
 
     # For connections
 
@@ -300,6 +306,20 @@ class SessionService(MultiService):
         """Send an event to all users who are here, on the topics ``user:<id>``; see `broadcast_to_users`."""
         return self._around.pubsub.broadcast_matching(user_topic("*"), event, payload, key=key)
 
+    def close_revoked(self, is_revoked: Callable[[Principal], bool]) -> int:
+        """Close the connections whose token is good no more, and refuse those under way; how many closed."""
+        self._refuse_arrivals(is_revoked)
+        return sum(
+            cast("Session", child).close_connections(
+                TOKEN_REVOKED, lambda socket: is_revoked(socket.principal)
+            )
+            for child in tuple(self)
+        )
+
+    def _refuse_arrivals(self, is_revoked: Callable[[Principal], bool]) -> None:
+        for arrival in self._arrivals:
+            arrival.revoked |= is_revoked(arrival.principal)
+
     async def revoke(self, *, token_id: str | None = None, user_id: str | None = None) -> int:
         """Revoke one token, or all that a user has now, and close the connections that came with them.
 
@@ -317,17 +337,11 @@ class SessionService(MultiService):
         if self._revocations is None:
             raise RuntimeError("there is no store of revocations")
         await self._revocations.revoke(token_id=token_id, user_id=user_id)
-        for arrival in self._arrivals:
-            if arrival.principal.user_id == user_id or (token_id and arrival.principal.token_id == token_id):
-                arrival.revoked = True
-        if user_id is not None:
-            session = self.get_session(user_id)
-            return 0 if session is None else session.close_connections(TOKEN_REVOKED)
-        sessions = [cast("Session", child) for child in self]
-        return sum(
-            session.close_connections(TOKEN_REVOKED, lambda socket: socket.principal.token_id == token_id)
-            for session in sessions
-        )
+        if user_id is None:
+            return self.close_revoked(lambda principal: principal.token_id == token_id)
+        self._refuse_arrivals(lambda principal: principal.user_id == user_id)
+        session = self.get_session(user_id)
+        return 0 if session is None else session.close_connections(TOKEN_REVOKED)
 
 
 def _unavailable(seconds: int = 1) -> Refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.interfaces import IReactorTime
@@ -27,8 +28,9 @@ class Limits(NamedTuple):
     max_devices: int = 20
 
 
-class Surroundings(NamedTuple):
-    """What all Sessions of a node share.
+@dataclass(slots=True)
+class Surroundings:
+    """What all Sessions of a node share, so that it can change for all.
 
     Attributes:
         directory: knows the users.

@@ -24,7 +24,9 @@ from flowtx.presence.presence import Presence
 from flowtx.presence.recorder import PresenceRecorder
 from flowtx.presence.tracker import Tracker
 from flowtx.protocol.serializer import serializer_for
+from flowtx.recorder import FlightRecorder
 from flowtx.service import OrderedMultiService
+from flowtx.sessions.notes import SessionNotes
 from flowtx.sessions.service import SessionService
 from flowtx.sessions.session import Limits
 from flowtx.settings import Settings
@@ -87,6 +89,7 @@ class MemoryServer:
         services: what the application was given; each is an attribute of this, too.
         router: which Channel serves which topic.
         metrics: what was counted.
+        recorder: what happened to each user.
 
     Raises:
         ConfigError: the application cannot be used.
@@ -103,6 +106,7 @@ class MemoryServer:
         self.clock = clock or Clock()
         self.settings = Settings(**settings)
         self.metrics = Metrics()
+        self.recorder = FlightRecorder(self.wall)
         self.database = MemoryDatabase(self.clock)
         self.pubsub = RecordingPubSub()
         self._clients: list[Client] = []
@@ -135,7 +139,7 @@ class MemoryServer:
         self.groups = Groups(serve(MemoryGroupStore()), clock=clock)
         self.sessions = SessionService(
             serve(_Users(users)),
-            [self.online],
+            [self.online, SessionNotes(self.recorder)],
             pubsub=self.pubsub,
             clock=clock,
             limits=Limits(settings.reconnect_window, settings.idle_timeout, settings.max_devices),
@@ -210,6 +214,7 @@ class MemoryServer:
             ping_interval=settings.ping_interval,
             pong_timeout=settings.pong_timeout,
             tokens=Tokens(self._verify, lambda principal: principal.expires_at - self.wall()),
+            recorder=self.recorder,
         )
         client = Client(link, claim, self.settle)
         self._clients.append(client)

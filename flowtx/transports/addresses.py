@@ -98,6 +98,10 @@ class Addresses:
     def __len__(self) -> int:
         return len(self._known)
 
+    def limit_to(self, limit: int) -> None:
+        """Change how many connections one address may have; those that are open stay so."""
+        self._limit = limit
+
     def admit(self, name: str, now: float) -> None:
         """Count a handshake, and until `release` a connection.
 

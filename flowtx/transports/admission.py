@@ -30,11 +30,15 @@ class Admission:
     __slots__ = ("_concurrency", "_filled_at", "_rate", "_tokens", "under_way")
 
     def __init__(self, rate: float, concurrency: int) -> None:
-        self._rate = rate
-        self._concurrency = concurrency
+        self.change(rate, concurrency)
+        self.under_way = 0
         self._tokens = max(1.0, rate)
         self._filled_at: float | None = None
-        self.under_way = 0
+
+    def change(self, rate: float, concurrency: int) -> None:
+        """Change the two from now on."""
+        self._rate = rate
+        self._concurrency = concurrency
 
     def admit(self, now: float) -> int:
         """Let a handshake in, or not.

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from socket import SO_SNDBUF, SOL_SOCKET
-from struct import pack
 from typing import Any, ClassVar, Final, cast
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
@@ -38,6 +37,8 @@ from flowtx.protocol.close import (
     Close,
 )
 from flowtx.protocol.message import Frame
+from flowtx.tracing import Call, call_of
+from flowtx.transports.framing import BINARY, CLOSE, PING, PONG, TEXT, framed
 from flowtx.transports.outbox import Bounds, Outbox
 
 MAX_FRAGMENTS: Final = 64
@@ -49,12 +50,6 @@ STEPS_A_TURN: Final = 128
 MAILBOXES: Final = 1
 OUTBOX: Final = 2
 TURN: Final = 4
-
-_TEXT: Final = 1
-_BINARY: Final = 2
-_CLOSE: Final = 8
-_PING: Final = 9
-_PONG: Final = 10
 
 
 class _Silent:
@@ -79,6 +74,7 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     log = _Silent()
     _log = Logger()
+    _call: Call | None = None
     _timer: IDelayedCall | None = None
     _outbox: Outbox | None = None
     _fragments = 0
@@ -90,6 +86,18 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def address(self) -> str:
         """The client's address, for people to read."""
         return str(getattr(self.transport.getPeer(), "host", "unix"))
+
+    @property
+    def call(self) -> Call:
+        """What names the connection in the log."""
+        if self._call is None:
+            self._call = call_of(None)
+        return self._call
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What a log event says of which connection it is about."""
+        return {"address": self.address, "request_id": self.call.request_id}
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -176,7 +184,7 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         try:
             call(*arguments)
         except Exception:
-            self._log.failure("Closing {address}: its data could not be handled", address=self.address)
+            self._log.failure("Closing {address}: its data could not be handled", **self.named)
             self.broke_down()
 
     def broke_down(self) -> None:
@@ -202,13 +210,13 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def onFrameData(self, payload: bytes) -> bool | None:
         frame = self.current_frame
         # While closing, only the client's own close frame is waited for.
-        if self.state != self.STATE_OPEN and (frame.opcode != _CLOSE or frame.length > 125):
+        if self.state != self.STATE_OPEN and (frame.opcode != CLOSE or frame.length > 125):
             return None
         return cast("bool | None", super().onFrameData(payload))
 
     def onPing(self, payload: bytes) -> None:
         if self._outbox is not None:
-            self._outbox.send_pong(_framed(_PONG, payload))
+            self._outbox.send_pong(framed(PONG, payload))
 
     # What goes out
 
@@ -225,12 +233,12 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def send(self, frame: Frame) -> None:
         """Send, or queue within the limit; without effect once closed."""
         if self._outbox is not None:
-            self._outbox.send(_framed(_BINARY if frame.binary else _TEXT, frame.payload), frame.key)
+            self._outbox.send(framed(BINARY if frame.binary else TEXT, frame.payload), frame.key)
 
     def ping(self, payload: bytes) -> None:
         """Send a Ping after what was sent before."""
         if self._outbox is not None:
-            self._outbox.send(_framed(_PING, payload))
+            self._outbox.send(framed(PING, payload))
 
     # What the outbox calls
 
@@ -243,7 +251,7 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def overflowed(self) -> None:
         """Close the connection of a client that is slow."""
-        self._log.warn("Closing {address}: {code} {reason}", address=self.address, **SLOW_CONSUMER._asdict())
+        self._log.warn("Closing {address}: {code} {reason}", **self.named, **SLOW_CONSUMER._asdict())
         self.close(SLOW_CONSUMER)
 
     # The end
@@ -268,9 +276,7 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def _fail_connection(self, code: int, reason: str) -> None:
         # A second fault would drop the connection while the first one's close frame is on its way.
         if self.state == self.STATE_OPEN:
-            self._log.info(
-                "Closing {address}: {code} {reason}", address=self.address, code=code, reason=reason
-            )
+            self._log.info("Closing {address}: {code} {reason}", **self.named, code=code, reason=reason)
             super()._fail_connection(code, reason)
 
     def dropConnection(self, abort: bool = False) -> None:  # noqa: ARG002
@@ -330,13 +336,3 @@ class GuardedFactory(WebSocketServerFactory):  # type: ignore[misc]
             allowedOrigins=["*"],
             allowNullOrigin=True,
         )
-
-
-def _framed(opcode: int, payload: bytes) -> bytes:
-    """Write a frame as a server does: whole and not masked (RFC 6455, section 5.2)."""
-    size = len(payload)
-    if size < 126:
-        return pack("!BB", 0x80 | opcode, size) + payload
-    if size < 65_536:
-        return pack("!BBH", 0x80 | opcode, 126, size) + payload
-    return pack("!BBQ", 0x80 | opcode, 127, size) + payload

@@ -18,7 +18,8 @@ import msgspec
 
 from flowtx.errors import Refused
 from flowtx.protocol.serializer import Serializer, serializer_for
-from flowtx.transports.origin import OriginRule
+from flowtx.tracing import Call, call_of
+from flowtx.transports.origin import Origins
 
 PATH: Final = "/socket/websocket"
 SUBPROTOCOL: Final = "phoenix"
@@ -31,6 +32,7 @@ _HEADERS: Final = {405: {"Allow": "GET"}, 426: {"Upgrade": "websocket", "Connect
 _REQUEST_LINE: Final = re.compile(rb"[A-Za-z]+ ([!-~]+) HTTP/[0-9]\.[0-9]")
 # RFC 9110, section 5.5: neither folded nor with control characters, which parsers tell apart differently.
 _HEADER_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)")
+_TRACING: Final = re.compile(rb"\r\n(X-Request-Id|traceparent):[ \t]*([^\r\n]*)", re.IGNORECASE)
 _FORWARDED_FOR: Final = re.compile(rb"\r\nX-Forwarded-For:([^\r\n]*)", re.IGNORECASE)
 
 
@@ -62,12 +64,13 @@ class Accepted(NamedTuple):
     subprotocol: str | None
 
 
-def check_head(head: bytes, origins: OriginRule | None) -> None:
+def check_head(head: bytes, origins: Origins | None, path: str = PATH) -> None:
     """Check the head of a request before it is parsed any further.
 
     Args:
         head: all up to the empty line.
         origins: which origins are let in; None for all.
+        path: the only one that there is.
 
     Raises:
         Refused: it is not to be let in; with the reason that the client is told.
@@ -79,7 +82,7 @@ def check_head(head: bytes, origins: OriginRule | None) -> None:
     headers = [_HEADER_LINE.fullmatch(line) for line in lines]
     if request_line is None or None in headers:
         raise Refused("bad_request", 400)
-    if request_line[1].split(b"?")[0].removesuffix(b"/") != PATH.encode():
+    if request_line[1].split(b"?")[0].removesuffix(b"/") != path.encode():
         raise Refused("not_found", 404)
     if origins is None:
         return
@@ -98,8 +101,18 @@ def forwarded_for(head: bytes) -> list[str]:
     return [part.strip().decode("latin-1") for value in found for part in value.split(b",")]
 
 
-def accept(request: Request) -> Accepted:
+def call_in(head: bytes) -> Call:
+    """Name a connection by its request; for a head not checked yet."""
+    given = {name.lower(): value.strip().decode("latin-1") for name, value in _TRACING.findall(head)}
+    return call_of(given.get(b"x-request-id"), given.get(b"traceparent"))
+
+
+def accept(request: Request, *, token_in_query: bool = True) -> Accepted:
     """Read a handshake.
+
+    Args:
+        request: the handshake.
+        token_in_query: whether the token may come in the query.
 
     Raises:
         Refused: it is not to be let in; with the reason that the client is told.
@@ -112,7 +125,8 @@ def accept(request: Request) -> Accepted:
     if serializer is None:
         raise Refused("unsupported_version")
     offered, subprotocol = _subprotocol(request.subprotocols)
-    token = parameters.get("token") or offered or _bearer(request.headers.get("authorization", ""))
+    in_query = parameters.get("token") if token_in_query else None
+    token = in_query or offered or _bearer(request.headers.get("authorization", ""))
     if not token:
         raise Refused("missing_token")
     return Accepted(token, serializer, subprotocol)
@@ -145,13 +159,14 @@ def _bearer(header: str) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def refusal(refused: Refused) -> bytes:
+def refusal(refused: Refused, request_id: str) -> bytes:
     """Write the answer to a request that is refused."""
     body = msgspec.json.encode({"reason": refused.reason})
     headers = {
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
         "Connection": "close",
+        "X-Request-Id": request_id,
         **_HEADERS.get(refused.status, {}),
         **refused.headers,
     }

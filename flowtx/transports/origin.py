@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from flowtx.config import Settings
@@ -13,6 +13,13 @@ from flowtx.errors import ConfigError
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _ANY: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound
 _PORTS: Final = {"http": 80, "https": 443}
+
+
+class Origins(Protocol):
+    """Tells which values of the header Origin are let in."""
+
+    def allows(self, origin: str | None, host_header: str) -> bool:
+        """Whether a request with this Origin, or without one, and with this Host is let in."""
 
 
 class _Listed(NamedTuple):

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import implementer
@@ -32,8 +33,9 @@ LARGE: Final = 65_536
 SLOWEST: Final = 16_384
 
 
-class Bounds(NamedTuple):
-    """What bounds an outbox, and who counts: shared by all of them.
+@dataclass(slots=True)
+class Bounds:
+    """What bounds an outbox, and who counts: shared by all of them, so that it can change for all.
 
     Attributes:
         limit: bytes of normal frames that may wait.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, cast
 
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -29,20 +30,22 @@ from zope.interface import implementer
 from flowtx.channels.socket import Socket
 from flowtx.errors import Refused, StorageError
 from flowtx.interfaces import ITransport, Principal
-from flowtx.protocol.close import SLOW_CONSUMER
+from flowtx.protocol.close import DRAIN, SLOW_CONSUMER
 from flowtx.protocol.message import Frame
 from flowtx.protocol.serializer import Serializer
-from flowtx.sessions.service import Claim
+from flowtx.tracing import CALL
+from flowtx.transports.endings import note_ended, note_opened, note_refused
 from flowtx.transports.guards import MAILBOXES, GuardedProtocol
-from flowtx.transports.handshake import Request, accept, check_head, forwarded_for, refusal
+from flowtx.transports.handshake import Request, accept, call_in, check_head, forwarded_for, refusal
 
 if TYPE_CHECKING:
-    from flowtx.transports.factory import FlowFactory
+    from flowtx.transports.factory import FlowFactory, Place
 
 MAX_HEAD: Final = 16_384
 MAX_HELD: Final = 65_536
 
 _SPENT: Final = (
+    "_asking",
     "http_headers",
     "http_request_data",
     "http_request_params",
@@ -56,7 +59,7 @@ _SPENT: Final = (
 class _Opened(NamedTuple):
     """What a handshake that was let in leaves for the connection."""
 
-    claim: Claim
+    claim: Place
     principal: Principal
     serializer: Serializer
 
@@ -84,6 +87,7 @@ class FlowProtocol(GuardedProtocol):
     _opened: _Opened | None = None
     _socket: Socket | None = None
     _forwarded_for: str | None = None
+    _asking: str | None = None
 
     @property
     def address(self) -> str:
@@ -93,6 +97,7 @@ class FlowProtocol(GuardedProtocol):
 
     def connectionMade(self) -> None:
         super().connectionMade()
+        self.factory.connections.add(self)
         self.wait(self.head_timeout, self._handshake_timed_out)
 
     def _dataReceived(self, data: bytes) -> None:
@@ -102,6 +107,13 @@ class FlowProtocol(GuardedProtocol):
             self._hold(data)
         else:
             super()._dataReceived(data)
+
+    def consumeData(self) -> None:
+        handled = CALL.set(self._call)
+        try:
+            super().consumeData()
+        finally:
+            CALL.reset(handled)
 
     def _hold(self, data: bytes) -> None:
         self.data += data
@@ -115,8 +127,10 @@ class FlowProtocol(GuardedProtocol):
                 raise Refused("request_too_large", 431)
             if not end:
                 return
+            self._call = call_in(head)
+            CALL.set(self._call)
             self._count(head)
-            check_head(head, self.factory.origins)
+            check_head(head, self.factory.origins, self.factory.served_path)
             self.factory.admit()
         except Refused as refused:
             self._refuse(refused)
@@ -148,8 +162,12 @@ class FlowProtocol(GuardedProtocol):
     async def _decide(self, request: ConnectionRequest) -> str | None:
         factory = self.factory
         self.user_agent = request.headers.get("user-agent", "")[:256]
-        asked = accept(Request(self.http_request_uri, request.headers, request.protocols))
+        asked = accept(
+            Request(self.http_request_uri, request.headers, request.protocols),
+            token_in_query=factory.token_in_query,
+        )
         principal = await factory.verifier.verify(asked.token)
+        self._asking = principal.user_id
         claim = await factory.sessions.claim(principal)
         if self._is_late():
             claim.release()
@@ -169,7 +187,7 @@ class FlowProtocol(GuardedProtocol):
         elif isinstance(problem, StorageError | CancelledError):
             self._refuse(_unavailable())
         else:
-            self._log.failure("A handshake of {address} failed", failure, address=self.address)
+            self._log.failure("A handshake of {address} failed", failure, **self.named)
             self._answer(Refused("internal_error", 500))
         # The client has been answered; this keeps Autobahn from going on.
         raise ConnectionDeny(ConnectionDeny.FORBIDDEN)
@@ -178,6 +196,8 @@ class FlowProtocol(GuardedProtocol):
         deciding, self._deciding = self._deciding, None
         if deciding is None:
             self._refuse(Refused("handshake_timeout", 408))
+            if not self.data and ISSLTransport.providedBy(self.transport):
+                self._abort()  # it may not have got through TLS, and cannot be told anything
         else:
             self._refuse(_unavailable())
             deciding.cancel()
@@ -194,18 +214,19 @@ class FlowProtocol(GuardedProtocol):
 
     def _refuse(self, refused: Refused) -> None:
         if self.state == self.STATE_CONNECTING:
-            self.factory.metrics.connects.labels(refused.reason).inc()
+            self.factory.metrics.handshake_ended(refused.reason)
             self._log.info(
                 "Refused {address}: {status} {reason}",
-                address=self.address,
+                **self.named,
                 status=refused.status,
                 reason=refused.reason,
             )
+            note_refused(self, refused, refused.user_id or self._asking)
             self._answer(refused)
 
     def _answer(self, refused: Refused) -> None:
         if self.state == self.STATE_CONNECTING:
-            self.transport.write(refusal(refused))
+            self.transport.write(refusal(refused, self.call.request_id))
             self.dropConnection()
 
     # The connection
@@ -229,10 +250,14 @@ class FlowProtocol(GuardedProtocol):
             pong_timeout=factory.settings.pong_timeout,
             quota=factory.quota,
             tokens=factory.tokens,
+            recorder=factory.recorder,
         )
-        factory.metrics.connects.labels("ok").inc()
+        note_opened(self, self._socket)
+        factory.metrics.handshake_ended("ok")
         factory.metrics.connections.inc()
         opened.claim.attach(self._socket)
+        if factory.draining:
+            self.drain()
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         socket = self._socket
@@ -261,6 +286,7 @@ class FlowProtocol(GuardedProtocol):
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         super().onClose(wasClean, code, reason)
+        self.factory.connections.discard(self)
         counted_as, self.counted_as = self.counted_as, None
         if counted_as is not None:
             self.factory.addresses.release(counted_as)
@@ -272,11 +298,25 @@ class FlowProtocol(GuardedProtocol):
         if opened is not None:
             if socket is not None:
                 self.factory.metrics.connections.dec()
+                note_ended(self, socket)
             ended = succeed(None) if socket is None else maybeDeferred(socket.connection_lost)
             ended.addErrback(self._ended_badly).addBoth(lambda _: opened.claim.release())
 
     def _ended_badly(self, failure: Failure) -> None:
         self._log.failure("The channels of a connection did not end cleanly", failure)
+
+    # The end of the server; see `flowtx.sessions.drainer`
+
+    def drain(self) -> None:
+        """Tell the client to come back; one whose handshake is being decided is told after that."""
+        if self._socket is not None:
+            self._socket.close(DRAIN)
+        elif self._deciding is None:
+            self._refuse(_unavailable())
+
+    def cut(self) -> None:
+        """End the connection now, whatever the client does."""
+        self._abort()
 
     # ITransport; `ping`, `close`, `waiting_bytes` and `reading` are inherited
 
@@ -299,6 +339,7 @@ class FlowProtocol(GuardedProtocol):
     def overflowed(self) -> None:
         self.factory.metrics.slow_consumers.inc()
         if self._socket is not None:
+            self._socket.note("slow_consumer", waiting_bytes=self.waiting_bytes)
             self._socket.closing(SLOW_CONSUMER)
         super().overflowed()
 

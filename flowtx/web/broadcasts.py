@@ -12,9 +12,10 @@ from twisted.web.iweb import IRequest
 from flowtx.errors import InvalidPayload
 from flowtx.interfaces import IPubSub
 from flowtx.protocol.payload import read_json
+from flowtx.pubsub.pubsub import MAX_EVENT, MAX_TOPIC
 from flowtx.sessions.service import SessionService
 from flowtx.web.api import Route
-from flowtx.web.requests import ApiError, UserId, answer, invalid, read_body
+from flowtx.web.requests import ApiError, Delivered, UserId, answer, invalid, read_body
 
 MAX_USERS: Final = 10_000
 MAX_PAYLOAD: Final = 65_536
@@ -23,9 +24,9 @@ MAX_PAYLOAD: Final = 65_536
 class BroadcastBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``POST /api/broadcasts``: exactly one of the first three."""
 
-    event: str
-    payload: msgspec.Raw
-    topic: str | None = None
+    event: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT)]
+    payload: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
+    topic: Annotated[str, Meta(min_length=1, max_length=MAX_TOPIC)] | None = None
     user_ids: Annotated[list[UserId], Meta(min_length=1)] | None = None
     everyone: Literal[True] | None = None
 
@@ -44,7 +45,14 @@ class BroadcastCalls:
 
     def routes(self) -> Iterator[Route]:
         """The calls."""
-        yield Route("POST", "/api/broadcasts", self.broadcast)
+        yield Route(
+            "POST",
+            "/api/broadcasts",
+            self.broadcast,
+            scope="notify",
+            body=BroadcastBody,
+            answers={202: Delivered},
+        )
 
     def broadcast(self, request: IRequest) -> bytes:
         """``POST /api/broadcasts``: an event for those who are here now; nothing of it is kept.
@@ -67,7 +75,7 @@ class BroadcastCalls:
             delivered = self._sessions.broadcast_to_users(body.user_ids, body.event, payload)
         else:
             delivered = self._sessions.broadcast_to_all(body.event, payload)
-        return answer(request, 202, {"delivered": delivered})
+        return answer(request, 202, Delivered(delivered))
 
 
 def _payload(raw: msgspec.Raw) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from twisted.web.iweb import IRequest
 
 from flowtx.inbox import Notification, Pushed, ReadMarks
 from flowtx.notifications.service import MAX_PAGE, MAX_USERS, NotificationService
-from flowtx.web.api import Route
+from flowtx.web.api import Query, Route
 from flowtx.web.requests import (
     ApiError,
     Key,
@@ -59,11 +59,43 @@ class InboxCalls:
 
     def routes(self) -> Iterator[Route]:
         """The calls."""
-        yield Route("POST", "/api/notifications", self.push)
-        yield Route("GET", "/api/users/<user_id>/notifications", self.notifications)
-        yield Route("POST", "/api/users/<user_id>/notifications/read", self.read)
+        yield Route(
+            "POST",
+            "/api/notifications",
+            self.push,
+            scope="notify",
+            body=PushBody,
+            answers={202: PushedList},
+            errors=(409, 503),
+        )
+        yield Route(
+            "GET",
+            "/api/users/<user_id>/notifications",
+            self.notifications,
+            scope="read",
+            query=(
+                Query("before_seq", Annotated[int, Meta(ge=0, le=2**63 - 1)], "only those before this seq"),
+                Query("limit", Annotated[int, Meta(ge=1, le=MAX_PAGE)], "how many at the most"),
+                Query("unread", bool, "only those that are unread"),
+            ),
+            answers={200: NotificationList},
+            errors=(404, 503),
+        )
+        yield Route(
+            "POST",
+            "/api/users/<user_id>/notifications/read",
+            self.read,
+            body=ReadBody,
+            answers={200: Unread},
+            errors=(404, 503),
+        )
 
     async def push(self, request: IRequest) -> bytes:
+        """Push a notification to up to 10,000 users; answered once it is on disk.
+
+        All of them get it or none. ``idempotency_key`` makes a repetition harmless for 24 hours; with
+        another body it is a conflict.
+        """
         body = read_body(request, PushBody)
         if len(body.user_ids) > MAX_USERS:
             raise ApiError(
@@ -77,18 +109,20 @@ class InboxCalls:
             expires_at=body.expires_at,
             collapse_key=body.collapse_key,
         )
-        return answer(request, 202, _PushedList(pushed))
+        return answer(request, 202, PushedList(pushed))
 
     async def notifications(self, request: IRequest, user_id: str) -> bytes:
+        """List a user's notifications, the newest first."""
         listed = await self._notifications.list_notifications(
             user_id_of(user_id),
             number(request, "before_seq", default=None, least=0),
             number(request, "limit", default=MAX_PAGE, most=MAX_PAGE) or MAX_PAGE,
             unread=flag(request, "unread"),
         )
-        return answer(request, 200, _NotificationList(listed.notifications, listed.unread, listed.truncated))
+        return answer(request, 200, NotificationList(listed.notifications, listed.unread, listed.truncated))
 
     async def read(self, request: IRequest, user_id: str) -> bytes:
+        """Mark a user's notifications as read: exactly one of the three says which."""
         body = read_body(request, ReadBody)
         if sum(given is not None for given in (body.ids, body.up_to_seq, body.all)) != 1:
             invalid('it takes exactly one of "ids", "up_to_seq" and "all"')
@@ -98,14 +132,18 @@ class InboxCalls:
             all=body.all is True,
         )
         unread = await self._notifications.mark_notifications_read(user_id_of(user_id), marks)
-        return answer(request, 200, {"unread": unread})
+        return answer(request, 200, Unread(unread))
 
 
-class _PushedList(msgspec.Struct):
+class PushedList(msgspec.Struct):
     notifications: Sequence[Pushed]
 
 
-class _NotificationList(msgspec.Struct, omit_defaults=True):
+class Unread(msgspec.Struct):
+    unread: int
+
+
+class NotificationList(msgspec.Struct, omit_defaults=True):
     notifications: Sequence[Notification]
     unread: int
     truncated: bool = False

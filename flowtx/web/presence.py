@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,7 +14,7 @@ from flowtx.presence.online import OnlineUsers
 from flowtx.presence.presence import Presence
 from flowtx.presence.state import Presences
 from flowtx.presence.store import Seen
-from flowtx.web.api import Route
+from flowtx.web.api import Query, Route
 from flowtx.web.requests import ApiError, UserId, answer, number, parameter, read_body
 
 MAX_PAGE: Final = 1_000
@@ -41,8 +41,27 @@ class PresenceCalls:
 
     def routes(self) -> Iterator[Route]:
         """The calls."""
-        yield Route("GET", "/api/presence/<path:topic>", self.present)
-        yield Route("POST", "/api/presence/status", self.statuses)
+        yield Route(
+            "GET",
+            "/api/presence/<path:topic>",
+            self.present,
+            scope="read",
+            query=(
+                Query("limit", Annotated[int, Meta(ge=1, le=MAX_PAGE)], "how many keys at the most"),
+                Query("after", str, "only the keys after this one"),
+            ),
+            answers={200: Present},
+            errors=(404,),
+        )
+        yield Route(
+            "POST",
+            "/api/presence/status",
+            self.statuses,
+            scope="read",
+            body=StatusBody,
+            answers={200: Statuses},
+            errors=(503,),
+        )
 
     def present(self, request: IRequest, topic: str) -> bytes:
         """``GET /api/presence/TOPIC?limit&after``: who is on a topic of this node.
@@ -54,7 +73,7 @@ class PresenceCalls:
         """
         limit = number(request, "limit", default=MAX_PAGE, most=MAX_PAGE) or MAX_PAGE
         page, following = self._presence.page(topic, parameter(request, "after") or "", limit)
-        return answer(request, 200, _Present(topic, page, following))
+        return answer(request, 200, Present(topic, page, following))
 
     async def statuses(self, request: IRequest) -> bytes:
         """``POST /api/presence/status {"user_ids": […]}``: the status of up to 500 users.
@@ -69,18 +88,27 @@ class PresenceCalls:
         if len(user_ids) > MAX_USERS:
             raise ApiError(413, "too_many_users", f"got {len(user_ids)} user_ids; a call takes {MAX_USERS}")
         known = await self._users.statuses(user_ids)
-        return answer(request, 200, {"statuses": {user_id: _shown(known, user_id) for user_id in user_ids}})
+        return answer(request, 200, Statuses({user_id: _shown(known, user_id) for user_id in user_ids}))
 
 
-class _Present(msgspec.Struct):
+class Present(msgspec.Struct):
     topic: str
     presences: Presences
     next: str | None
 
 
-def _shown(known: Mapping[str, Seen], user_id: str) -> Mapping[str, Any]:
+class Status(msgspec.Struct):
+    status: Literal["online", "away", "offline"]
+    last_seen: str | None
+
+
+class Statuses(msgspec.Struct):
+    statuses: Mapping[str, Status]
+
+
+def _shown(known: Mapping[str, Seen], user_id: str) -> Status:
     seen = known.get(user_id)
     if seen is None:
-        return {"status": "offline", "last_seen": None}
+        return Status("offline", None)
     last_seen = datetime.fromtimestamp(seen.last_seen, UTC).isoformat(timespec="milliseconds")
-    return {"status": seen.status, "last_seen": last_seen.replace("+00:00", "Z")}
+    return Status(seen.status, last_seen.replace("+00:00", "Z"))

@@ -22,6 +22,12 @@ _JSON: Final = re.compile(rb'application/json\s*(;\s*charset="?utf-8"?\s*)?', re
 _MAX_NUMBER: Final = 2**63 - 1
 
 
+class Delivered(msgspec.Struct):
+    """To how many on this node something was delivered."""
+
+    delivered: int
+
+
 class ApiError(Exception):
     """Ends a request with an error.
 
@@ -67,7 +73,9 @@ def answer(request: IRequest, status: int, value: object) -> bytes:
     request.setResponseCode(status)
     request.setHeader("Content-Type", "application/json")
     request.setHeader("Cache-Control", "no-store")
-    return msgspec.json.encode(value)
+    body = msgspec.json.encode(value)
+    request.setHeader("Content-Length", str(len(body)))
+    return body
 
 
 def parameter(request: IRequest, name: str) -> str | None:

@@ -195,11 +195,11 @@ class AsyncFlowProcess:
 
         await until_async(ready, START_PATIENCE, lambda: f"the server is not ready\n{self.log}")
 
-    async def stop(self) -> Ended:
+    async def stop(self, within: float = STOP_PATIENCE) -> Ended:
         """End it as an operator does, with SIGTERM, and wait for that."""
         assert self._child is not None
         self._child.signal(signal.SIGTERM)
-        return await self._child.when_ended(STOP_PATIENCE)
+        return await self._child.when_ended(within)
 
     async def kill(self) -> Ended:
         """End it with SIGKILL, and wait for its PostgreSQL to have ended too."""

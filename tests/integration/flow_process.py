@@ -171,6 +171,10 @@ class FlowProcess:
         except OSError:
             return False
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it in order.
 

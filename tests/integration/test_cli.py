@@ -91,6 +91,7 @@ def beside(tmp_path: Path, server: FlowProcess) -> Command:
         ([], ["token", "check-config", "migrate", "users", "database-url", "version"]),
         (["token"], ["USER_ID", "--ttl", "--claim", "--config", "--data-dir"]),
         (["check-config"], ["--config"]),
+        (["example-config"], []),
         (["migrate"], ["--database"]),
         (["users"], ["add", "list"]),
         (["users", "add"], ["USER_ID", "--name", "--email", "--data-dir", "--database"]),

@@ -13,7 +13,8 @@ def test_the_printed_lines_push_notifications(tmp_path: Path) -> None:
     directory = tmp_path / "a path with a space"
     directory.mkdir()
     with FlowProcess(directory, "--demo") as server:
-        eventually(lambda: "flow.notify" in server.log, "the last of the lines that it prints")
+        # It is ready before it has said so.
+        eventually(lambda: "flow.notify" in server.log, "the printed lines")
         printed = server.log.splitlines()
         (curl,) = (line for line in printed if line.startswith("curl "))
         (psql,) = (line for line in printed if "psql" in line and "flow.notify" in line)
@@ -23,7 +24,7 @@ def test_the_printed_lines_push_notifications(tmp_path: Path) -> None:
         ]
         assert '"seq":1' in answers[0].stdout
         assert re.search(r"^\s*2$", answers[1].stdout, re.MULTILINE)
-        (page,) = re.findall(r"Open +(http\S+)/#socket=(ws\S+)&token=(\S+)", server.log)
+        (page,) = re.findall(r"Open +(http\S+)/demo#socket=(ws\S+)&token=(\S+)", server.log)
         assert page[0] == server.admin_url
         assert page[1].startswith("ws://127.0.0.1:")
         tokens = re.findall(r"^eyJ\S+$", server.log, re.MULTILINE)

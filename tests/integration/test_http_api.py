@@ -28,6 +28,7 @@ from flowtx.testing.memory import MemoryTransport
 from flowtx.testing.memory import connect as memory_connect
 from flowtx.web.api import Api
 from flowtx.web.inboxes import InboxCalls
+from flowtx.web.keys import ApiKeys
 from flowtx.web.operations import OperationCalls
 from flowtx.web.sessions import SessionCalls
 from flowtx.web.site import AdminSite, Page
@@ -116,7 +117,7 @@ async def client(database: Database) -> AsyncIterator[Client]:
             *SessionCalls(sessions, notifications, pubsub=pubsub, clock=reactor).routes(),
             *OperationCalls(Metrics(), lambda: client.ready, pages).routes(),
         ],
-        KEY,
+        ApiKeys(lambda: KEY),
     )
     site = AdminSite(api.resource(), reactor=reactor)
     listening = Listening("admin", "tcp:0:interface=127.0.0.1", site, reactor=reactor)

@@ -1,4 +1,4 @@
-"""The console page in headless Chromium, over the DevTools protocol, with a whole flowtx behind it."""
+"""The demo page in headless Chromium, over the DevTools protocol, with a whole flowtx behind it."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def new_person(flow: AsyncFlowProcess) -> NewPerson:
 
 def link(flow: AsyncFlowProcess, token: str) -> str:
     """The page's URL as the server prints it."""
-    return f"{flow.admin_url}/#socket={flow.url}&token={token}"
+    return f"{flow.admin_url}/demo#socket={flow.url}&token={token}"
 
 
 # --- what the page does -----------------------------------------------------------------------------
@@ -324,7 +324,7 @@ async def test_the_printed_link_shows_the_user_and_the_session(
         assert "$(cat " in curl
         assert flow.api_key not in await tab.evaluate("document.documentElement.outerHTML")
         # The token is out of the address bar and the history, and a reload works all the same.
-        assert await tab.evaluate("location.href") == f"{flow.admin_url}/"
+        assert await tab.evaluate("location.href") == f"{flow.admin_url}/demo"
         await tab.evaluate("window.old = true")
         await tab.call("Page.reload")
         await tab.until("!window.old")
@@ -333,7 +333,7 @@ async def test_the_printed_link_shows_the_user_and_the_session(
         assert await tab.evaluate("document.title") == "Alice Adams · flowtx"
         # Nothing is asked of anybody else, and nothing complains.
         assert {re.sub(r"\?.*", "", url) for url in tab.requests} == {
-            f"{flow.admin_url}/",
+            f"{flow.admin_url}/demo",
             f"{flow.admin_url}/static/page.css",
             f"{flow.admin_url}/static/page.js",
             f"{flow.admin_url}/static/phoenix.mjs",
@@ -483,7 +483,7 @@ async def test_a_refused_token_is_said_to_be(
 async def test_without_a_token_it_asks_for_one(flow: AsyncFlowProcess, browser: Browser) -> None:
     async with browser.tab() as tab:
         # A link may not send this tab's token elsewhere: without a token, its socket URL is nothing.
-        await tab.open(f"{flow.admin_url}/#socket=ws://127.0.0.1:9/socket")
+        await tab.open(f"{flow.admin_url}/demo#socket=ws://127.0.0.1:9/socket")
         await tab.until("document.querySelector('#gate')?.checkVisibility()")
         assert (
             await tab.evaluate("document.querySelector('#gate-socket').value") == "ws://127.0.0.1:4000/socket"

@@ -92,7 +92,7 @@ class Server(Flow):
     def secret(self) -> bytes:
         return (Path(self.settings.data_dir) / "secret").read_bytes().strip()
 
-    async def history(self) -> list[tuple[Any, ...]]:
+    async def finished_sessions(self) -> list[tuple[Any, ...]]:
         return await self.database.query(
             "SELECT user_id, reason FROM flow.sessions ORDER BY ended_at, user_id"
         )
@@ -176,7 +176,7 @@ async def test_after_the_window_there_is_a_new_session_and_one_row(run: Run) -> 
         assert not again["resumed"]
 
         async def written() -> bool:
-            return bool(await server.history() == [("alice", "window_expired")])
+            return bool(await server.finished_sessions() == [("alice", "window_expired")])
 
         await until(written)
         await phone.leave()

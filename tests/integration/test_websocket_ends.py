@@ -15,6 +15,7 @@ from flowtx.channels import callbacks
 from flowtx.channels.channel import Channel
 from flowtx.channels.router import Router
 from flowtx.protocol.close import DISCONNECT, Close
+from flowtx.sessions.service import Claim
 from flowtx.transports.websocket import FlowProtocol
 from tests.integration.rawclient import CLOSE, PING, PONG, TEXT, RawClient, close_frame, frame, request
 from tests.integration.websocket_server import JOIN, Server, reactor, until
@@ -62,6 +63,7 @@ async def test_a_session_that_ends_while_a_client_is_let_in() -> None:
     class Ending(FlowProtocol):
         def onOpen(self) -> None:
             assert self._opened is not None
+            assert isinstance(self._opened.claim, Claim)
             self._opened.claim.session.end("test")
             super().onOpen()
 

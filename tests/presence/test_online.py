@@ -367,14 +367,35 @@ class GoingTests(OnlineTestCase):
         self.pass_time()
         self.server.database.come_back()
         self.successResultOf(Deferred.fromCoroutine(self.server.sessions.stop_session("carol")))
+        self.pass_time()
         self.server.stop()
         self.assertEqual(self.news(), ["alice online", "bob online", "carol online", "carol offline"])
         # The stop of a server in memory lets 30 seconds pass.
         self.assertEqual([self.kept(user).status for user in ("alice", "bob")], ["offline", "offline"])
-        self.assertEqual(self.server.presence.list(TOPIC), {})
+        # Whoever is still connected is not shown that the others are sent away.
+        self.assertEqual({key for _, leaves in self.watcher.take() for key in leaves}, {"carol"})
+        self.assertEqual(self.status("alice", "bob"), {"alice": "online", "bob": "online"})
+
+    def status(self, *user_ids: str) -> dict[str, str]:
+        asked = Deferred.fromCoroutine(self.server.online.statuses(user_ids))
+        return {user_id: seen.status for user_id, seen in self.successResultOf(asked).items()}
 
 
 class StatusTests(OnlineTestCase):
+    def test_who_comes_while_the_store_is_asked_is_online(self) -> None:
+        """As after a restart, when all come back while a backend asks for them."""
+        recorder: Any = self.server.online._recorder
+        ask = self.store.seen
+
+        async def come_and_ask(user_ids: Sequence[str], asking: str) -> Mapping[str, Seen]:
+            self.connect()
+            self.pass_time()
+            return await ask(user_ids, asking)
+
+        self.patch(recorder._store, "seen", come_and_ask)
+        asked = Deferred.fromCoroutine(self.server.online.statuses(["alice"]))
+        self.assertEqual(self.successResultOf(asked)["alice"].status, "online")
+
     def test_away_is_one_update_of_that_connection(self) -> None:
         phone, web = self.connect(device="phone"), self.connect(device="web")
         self.pass_time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
@@ -368,6 +369,23 @@ class RevocationTests(SynchronousTestCase):
         )
         self.refused(token_id="t1")
         self.assertEqual(self.revoke(token_id="t1"), 0)
+
+    def test_of_a_key_closes_the_connections_whose_token_it_verified(self) -> None:
+        old, new = self.node.connect(), self.node.connect("bob")
+        socket = new.claim.session.sockets[0]
+        socket.principal = msgspec.structs.replace(socket.principal, key_id="k2")
+        closed = self.node.sessions.close_revoked(lambda principal: principal.key_id != "k2")
+        self.assertEqual((closed, old.closed, new.closed), (1, TOKEN_REVOKED, None))
+
+    def test_of_a_key_while_the_handshake_is_under_way(self) -> None:
+        self.node.directory.slow = True
+        waiting = self.node.claim(principal("alice", key_id="k1"))
+        bob = self.node.claim(principal("bob", key_id="k2"))
+        self.node.sessions.close_revoked(lambda principal: principal.key_id != "k2")
+        for gate in tuple(self.node.directory.asked):
+            gate.callback(None)
+        self.assertEqual(self.failureResultOf(waiting, Refused).value.reason, "revoked_token")
+        self.successResultOf(bob)
 
     def test_of_a_user_closes_all_of_theirs(self) -> None:
         clients: list[Client] = [self.node.connect(token_id="t1"), self.node.connect()]

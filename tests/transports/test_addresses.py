@@ -121,3 +121,20 @@ class AddressesTests(SynchronousTestCase):
         self.assertEqual(len(self.addresses), 3 * FEW)
         for number in range(3 * FEW):
             self.addresses.release(f"{number}")
+
+    def test_a_change_holds_from_then_on(self) -> None:
+        rate = Rate(10, 10)
+        addresses = Addresses(rate, 3)
+        for _ in range(3):
+            addresses.admit("a", 0.0)
+        addresses.limit_to(4)
+        addresses.admit("a", 0.0)
+        addresses.limit_to(1)
+        self.assertRaises(Refused, addresses.admit, "a", 60.0)
+        for _ in range(4):
+            addresses.release("a")
+        rate.change(1, 1)
+        addresses.admit("a", 120.0)
+        addresses.release("a")
+        self.assertRaises(Refused, addresses.admit, "a", 120.5)
+        addresses.admit("a", 121.1)

@@ -20,6 +20,16 @@ class AdmissionTests(SynchronousTestCase):
             admission.under_way = under_way
             self.assertEqual(admission.admit(0.0), wait)
 
+    def test_a_change_holds_from_then_on(self) -> None:
+        admission = Admission(rate=10, concurrency=100)
+        self.assertEqual(admission.admit(0.0), 0)
+        admission.change(2, 100)
+        self.assertEqual(sum(admission.admit(0.0) == 0 for _ in range(20)), 2)
+        self.assertEqual(sum(admission.admit(60.0) == 0 for _ in range(20)), 2)
+        admission.change(2, 1)
+        admission.under_way = 1
+        self.assertEqual(admission.admit(120.0), 1)
+
     def test_a_slow_rate_says_how_long_to_wait(self) -> None:
         admission = Admission(rate=0.1, concurrency=10)
         self.assertEqual([admission.admit(0.0), admission.admit(0.0), admission.admit(4.0)], [0, 10, 6])

@@ -363,7 +363,7 @@ class RefusalTests(SynchronousTestCase):
                 {"Retry-After": "1"},
             ),
         ]:
-            line, headers, body = self.parse(refusal(refused))
+            line, headers, body = self.parse(refusal(refused, "call-1"))
             self.assertEqual((line, body), (first, {"reason": refused.reason}))
-            usual = {"Connection": "close", "Content-Type": "application/json"}
+            usual = {"Connection": "close", "Content-Type": "application/json", "X-Request-Id": "call-1"}
             self.assertEqual(headers, {**usual, "Content-Length": headers["Content-Length"], **extra})

@@ -108,6 +108,16 @@ class NormalTests(TestCase):
         self.send(b"1", b"2")
         self.assert_state([b"1"], 1)
 
+    def test_changed_bounds_hold_for_the_outboxes_that_there_are(self) -> None:
+        self.outbox.pauseProducing()
+        self.send(b"12345678")
+        self.connection.outbox._bounds.limit = 12
+        self.send(b"1234")
+        self.assertEqual((self.connection.overflows, self.outbox.waiting_bytes), (0, 12))
+        self.connection.outbox._bounds.limit = 10
+        self.send(b"")
+        self.assertEqual((self.connection.overflows, self.outbox.waiting_bytes), (1, 0))
+
     def test_an_empty_outbox_takes_up_its_work_again(self) -> None:
         self.outbox.pauseProducing()
         self.connection.resume()

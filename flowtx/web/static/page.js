@@ -1,4 +1,4 @@
-// The console page: one user's session and notifications, over the stock Phoenix client.
+// The demo page: one user's session and notifications, over the stock Phoenix client.
 
 import {Socket} from "./phoenix.mjs"
 
