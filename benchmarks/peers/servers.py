@@ -157,6 +157,33 @@ def node_ws(secret_file: Path) -> Subject:
     return Peer("ws", ["node", "server.mjs", "PORT"], directory, {"SECRET_FILE": str(secret_file)})
 
 
+def uvicorn(secret_file: Path) -> Subject:
+    """Start uvicorn with Starlette, which are installed if they are not there."""
+    command = ["uvicorn", "server:app", "--host=127.0.0.1", "--port=PORT", "--backlog=4096", "--no-access-log"]
+    return _on_python("uvicorn", "starlette", command, secret_file)
+
+
+def daphne(secret_file: Path) -> Subject:
+    """Start Django Channels on Daphne, which are installed if they are not there."""
+    command = ["daphne", "--bind=127.0.0.1", "--port=PORT", "--verbosity=0", "server:app"]
+    return _on_python("channels", "channels", command, secret_file)
+
+
+def _on_python(name: str, source: str, command: Sequence[str], secret_file: Path) -> Subject:
+    directory = BUILD / "peers" / source
+    _copy(HERE / source, directory)
+    environment = directory / "venv"
+    mark = environment / "installed"
+    if not mark.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
+        install = ["-m", "pip", "install", "--quiet", "--requirement=requirements.txt"]
+        subprocess.run([str(environment / "bin" / "python"), *install], cwd=directory, check=True)
+        mark.touch()
+    program = str(environment / "bin" / command[0])
+    environ = {"SECRET_FILE": str(secret_file), "PYTHONPATH": str(directory)}
+    return Peer(name, [program, *command[1:]], directory, environ)
+
+
 def _copy(source: Path, to: Path) -> None:
     """Copy a peer to where it is installed; what has changed since is installed anew."""
     names = [path.name for path in source.iterdir() if path.is_file()]
@@ -172,4 +199,6 @@ SERVERS: Final = {
     "flowtx": lambda secret_file: Flowtx("epoll", secret_file),
     "flowtx-uvloop": lambda secret_file: Flowtx("uvloop", secret_file),
     "ws": node_ws,
+    "uvicorn": uvicorn,
+    "channels": daphne,
 }
