@@ -58,6 +58,7 @@ LAYERS: Final = (
         "console",
         "preparation",
         "why",
+        "bench",
         "demo",
         "testing",
         "topics",

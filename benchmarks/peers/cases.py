@@ -14,6 +14,10 @@ from benchmarks.peers.process import LOAD_CORES, SERVER_CORES, cpu_seconds, memo
 from benchmarks.peers.servers import Flowtx, Subject
 
 CONNECT_WITHIN: Final = 300.0
+ARRIVALS: Final = 400
+FAILURES: Final = ("turned_away", "broken", "timed_out", "join_refused")
+"""Of attempts to come back, while somebody listens."""
+
 STORM_WITHIN: Final = 240.0
 HEARTBEAT_EVERY: Final = 30.0
 GROUP: Final = "group:live"
@@ -208,15 +212,18 @@ def _storm(it: Bench, key: str, *, kill: bool) -> Iterator[Figure]:
     assert isinstance(it.subject, Flowtx), "peers are not restarted"
     server, count = it.subject.server, it.scale.many
     it.load.command(f"beat {HEARTBEAT_EVERY}")
-    it.connect(count, "user:")
-    it.settle()
+    for start in range(0, count, ARRIVALS):
+        it.connect(min(ARRIVALS, count - start), "user:")
+        it.settle()  # as the server lets in no more than 500 a second
     it.load.begin(f"storm {STORM_WITHIN}")
     server.end(kill=kill)
     ended = time.monotonic()
     server.start_again()
+    yield Figure(f"{key}-ready", time.monotonic() - ended)
     pin(server.pid, SERVER_CORES)
     done = it.load.finish()
-    turned_away = sum(done.answer[how] for how in ("turned_away", "broken", "timed_out", "join_refused"))
+    print({how: done.answer[how] for how in FAILURES})
+    turned_away = sum(done.answer[how] for how in FAILURES)
     yield Figure(f"{key}-seconds", done.answer["last_joined_at"] - ended, done.share)
     yield Figure(f"{key}-retries", 100 * turned_away / (turned_away + count))
     yield Figure(f"{key}-lag", 1_000 * server.quantile("flowtx_reactor_lag_seconds", 0.99))

@@ -42,6 +42,7 @@ def _ratio(key: str, what: str, epoll: float, uvloop: float | None = None) -> tu
 
 
 def _storm(key: str, what: str) -> Iterator[tuple[str, Row]]:
+    yield f"{key}-ready", Row(f"{what}: until it is ready", "s")
     yield f"{key}-seconds", Row(f"{what}: until all are back", "s", (45, 45))
     yield f"{key}-retries", Row(f"{what}: attempts that were turned away", "%", (10, 10))
     yield f"{key}-lag", Row(f"{what}: lag of the reactor, 99th percentile", "ms")
