@@ -10,6 +10,7 @@ from urllib.parse import quote
 import msgspec
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.task import deferLater
@@ -118,13 +119,12 @@ class Crowd:
             client = Client(user_id, request, self._host, self._came)
             try:
                 await self._in_time(connectProtocol(self._endpoint, client), f"{user_id} connects")
-            except OSError as error:
-                raise BenchError(f"{self._plan.url}: {error}") from None
-            try:
                 await self._in_time(client.opened, f"{user_id} connects")
+            except (OSError, ConnectError) as error:
+                raise BenchError(f"{self._plan.url}: {error}") from None
             except TurnedAway as refusal:
                 if refusal.status != 503:
-                    raise
+                    raise BenchError(f"{refusal}; --tokens takes a file of tokens that it lets in") from None
                 self._turned_away += 1
                 await deferLater(self._reactor, max(1, refusal.retry_after))
             else:
@@ -135,6 +135,7 @@ class Crowd:
         """Have each client send messages at its rate, all of them evenly in turn."""
         plan, times, under_way = self._plan, [], []
         rate = plan.rate * len(self._clients)
+        about = f"{what}, {plan.rate:g} a second of each client (the server takes its --rate-limit)"
         began, sent = self._now(), 0
 
         def answered(_: object, at: float) -> None:
@@ -143,7 +144,7 @@ class Crowd:
         while (passed := self._now() - began) < plan.seconds:
             while sent <= passed * rate:
                 reply = message(self._clients[sent % len(self._clients)])
-                under_way.append(self._in_time(reply.addCallback(answered, self._now()), what))
+                under_way.append(self._in_time(reply.addCallback(answered, self._now()), about))
                 sent += 1
             await deferLater(self._reactor, _TURN)
         await _all(under_way)
@@ -181,7 +182,7 @@ class Crowd:
                 self._agent.request(b"POST", url.encode(), headers, producer), "the HTTP API"
             )
             text = await self._in_time(readBody(response), "the HTTP API")
-        except (OSError, ResponseFailed) as error:
+        except (OSError, ConnectError, ResponseFailed) as error:
             raise BenchError(f"{self._plan.api}: {error}") from None
         if response.code != 202:
             raise BenchError(f"{url} answers {response.code}: {text.decode('utf-8', 'replace')[:200]}")
