@@ -121,11 +121,11 @@ def connect(it: Bench) -> Iterator[Figure]:
 
 
 def round_trips(it: Bench) -> Iterator[Figure]:
-    """A hundred clients send heartbeats, and then activity: at a pace, and each again once it is answered."""
+    """A hundred clients send heartbeats, and then activity: each again once it is answered, and at a pace."""
     it.connect(100, "user:")
     for kind in ("heartbeat", "activity"):
         it.load.command(f"roundtrip 100 {it.scale.seconds / 4} 0 {kind}")
-        for name, rate in (("", PACE), ("-full", 0)):
+        for name, rate in (("", 0), ("-paced", PACE)):
             command = f"roundtrip 100 {it.scale.seconds} {rate} {kind}"
             done, each = it.cost(lambda command=command: it.load.command(command))  # type: ignore[misc]
             yield Figure(f"{kind}{name}", each, done.share)

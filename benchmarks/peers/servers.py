@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol, Self
 
 from benchmarks.inbox.server import Server, free_port
-from benchmarks.load.generator import BUILD
+from benchmarks.load.generator import BUILD, build
 
 HERE: Final = Path(__file__).parent
 START_WITHIN: Final = 60.0
@@ -159,6 +159,11 @@ def node_ws(secret_file: Path) -> Subject:
     return Peer("ws", ["node", "server.mjs", "PORT"], directory, {"SECRET_FILE": str(secret_file)})
 
 
+def floor(_: Path) -> Subject:
+    """A server in C that does the least."""
+    return Peer("floor", [str(build("floor")), "PORT"], BUILD, {})
+
+
 def uvicorn(secret_file: Path) -> Subject:
     """Start uvicorn with Starlette, which are installed if they are not there."""
     command = [
@@ -212,6 +217,7 @@ PEERS: Final[dict[str, Callable[[Path], Subject]]] = {
     "ws": node_ws,
     "uvicorn": uvicorn,
     "channels": daphne,
+    "floor": floor,
 }
 
 SERVERS: Final = (*FLOWTX, *PEERS)
