@@ -53,11 +53,12 @@ class Generator:
 
     Args:
         users: a file with lines of a user's id and token.
+        skipped: so many of them, from the first on.
         cores: where it may run; None for anywhere.
     """
 
-    def __init__(self, users: Path, cores: set[int] | None = None) -> None:
-        self._users = users
+    def __init__(self, users: Path, cores: set[int] | None = None, *, skipped: int = 0) -> None:
+        self._users = f"{skipped} {users}"
         self._cores = cores
         self._process: subprocess.Popen[bytes] | None = None
 

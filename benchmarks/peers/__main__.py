@@ -45,8 +45,9 @@ def _measure(table: Table, scale: Scale, cases: Sequence[str], servers: Sequence
             with bench(subject, users, scale) as it:
                 for figure in CASES[case].run(it):
                     table.add(server, figure)
-                    load = "" if figure.load is None else f"  load {100 * figure.load:.0f} %"
-                    print(f"{number} {figure.key:16}{server:16}{figure.value:12.2f}{load}", flush=True)
+                    load = "" if figure.load is None else f"load {100 * figure.load:.0f} %"
+                    value = f"{number} {figure.key:16}{server:16}{figure.value:12.2f}"
+                    print(f"{value}  {load or figure.note}".rstrip(), flush=True)
 
 
 def _turns(cases: Sequence[str], servers: Sequence[str], rounds: int) -> Iterator[tuple[str, int, str]]:

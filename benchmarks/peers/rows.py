@@ -67,6 +67,8 @@ ROWS: Final = dict(
         ("grown-connect", Row("connect at {idle:,} connections, to that at {few:,}", "x", (1.2, 1.2))),
         ("grown-roundtrip", Row("`activity` at {idle:,} connections, to that at {few:,}", "x", (1.2, 1.2))),
         ("grown-broadcast", Row("a delivered frame to {idle:,}, to one to {few:,}", "x", (1.2, 1.2))),
+        ("beside-connect", Row("connect beside a second node, to that alone", "x")),
+        ("beside-roundtrip", Row("`activity` beside a second node, to that alone", "x")),
         *_storm("restart", "restarted with {many:,} clients"),
         *_storm("crash", "killed and started with {many:,} clients"),
     ]

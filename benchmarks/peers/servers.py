@@ -60,14 +60,22 @@ class Flowtx:
 
     path = "/socket/websocket?vsn=2.0.0&token="
 
-    def __init__(self, reactor: str, secret_file: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, reactor: str, secret_file: Path, options: Sequence[str] = (), database: str | None = None
+    ) -> None:
         self.name = f"flowtx on {reactor}"
+        self._arguments = reactor, secret_file, options
         self.server = Server(
             options=(*WHOLE_JOB, f"--secret-file={secret_file}", *options),
             reactor=None if reactor == "epoll" else reactor,
+            database=database,
         )
         self.port, self.api_port = self.server.client_port, self.server.admin_port
         self.api_key = ""  # it is made when the server starts
+
+    def second(self) -> Flowtx:
+        """Make another one on the same database, while this one runs."""
+        return Flowtx(*self._arguments, self.server.database_url)
 
     def __enter__(self) -> Self:
         self.server.__enter__()
