@@ -79,6 +79,7 @@ BESIDE: Final = {
     "pauses": LAYERS[0],
     "recorder": LAYERS[0],
     "tracing": LAYERS[0],
+    "bursts": LAYERS[0],
     "service": LAYERS[0],
     "oneshot": LAYERS[0],
     "periodic": LAYERS[0],

@@ -41,6 +41,10 @@ class Mailbox:
         self.broadcasts = 0
         self.overflowed = False
 
+    def __len__(self) -> int:
+        """How much waits, of all kinds."""
+        return len(self._items)
+
     def put(self, item: Item) -> None:
         if isinstance(item, Message):
             self.messages += 1

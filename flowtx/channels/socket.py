@@ -143,23 +143,23 @@ class Socket:
 
     def text_received(self, data: bytes) -> None:
         """Take the payload of a text frame, which the transport has found to be UTF-8."""
-        self._received(self.serializer.decode_text, data)
+        self._received(data, self.serializer.decode_text)
 
     def binary_received(self, data: bytes) -> None:
         """Take the payload of a binary frame."""
-        self._received(self.serializer.decode_binary, data)
+        self._received(data, self.serializer.decode_binary)
 
-    def _received(self, decode: Callable[[bytes], Message], data: bytes) -> None:
+    def _received(self, data: bytes, decode: Callable[[bytes], Message]) -> None:
         if self._closed:
             return
-        self.touched()
+        now = self.last_received_at = self.clock.seconds()
         try:
             message = decode(data)
         except MalformedFrame:
             self._count_malformed()
             return
         throttle = self._throttle
-        if throttle is None or throttle.admits(message, self.last_received_at):
+        if throttle is None or throttle.admits(message, now):
             self.dispatch(message)
 
     def ping_received(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -148,22 +148,23 @@ class UserChannel(Channel):
         except Refused as refused:
             raise Unavailable(f"the Session was refused: {refused.reason}") from None
 
-    async def handle_in(self, event: str, payload: Any) -> Reply:
+    def handle_in(self, event: str, payload: Any) -> Reply | Awaitable[Reply]:
         match event:
-            case "mark_read":
-                return await self._mark_read(_read(payload, MarkReadPayload))
-            case "list_notifications":
-                return await self._list(_read(payload, ListPayload))
-            case "subscribe":
-                types = _read(payload, TypesPayload).types
-                return await self._subscribe(add=types)
-            case "unsubscribe":
-                types = _read(payload, TypesPayload).types
-                return await self._subscribe(remove=types)
-            case "ack":
-                return self._ack(_read(payload, AckPayload))
+            # The two that clients send all the time need not wait for anything.
             case "activity":
                 return self._note_activity(_read(payload, ActivityPayload))
+            case "ack":
+                return self._ack(_read(payload, AckPayload))
+            case "mark_read":
+                return self._mark_read(_read(payload, MarkReadPayload))
+            case "list_notifications":
+                return self._list(_read(payload, ListPayload))
+            case "subscribe":
+                types = _read(payload, TypesPayload).types
+                return self._subscribe(add=types)
+            case "unsubscribe":
+                types = _read(payload, TypesPayload).types
+                return self._subscribe(remove=types)
         raise UnhandledEvent(event)
 
     @property

@@ -35,6 +35,7 @@ from flowtx.protocol.message import Frame
 from flowtx.protocol.serializer import Serializer
 from flowtx.tracing import CALL
 from flowtx.transports.endings import note_ended, note_opened, note_refused
+from flowtx.transports.framing import wire_of
 from flowtx.transports.guards import MAILBOXES, GuardedProtocol
 from flowtx.transports.handshake import Request, accept, call_in, check_head, forwarded_for, refusal
 
@@ -108,10 +109,17 @@ class FlowProtocol(GuardedProtocol):
         else:
             super()._dataReceived(data)
 
-    def consumeData(self) -> None:
+    def dataReceived(self, data: bytes) -> None:
         handled = CALL.set(self._call)
         try:
-            super().consumeData()
+            super().dataReceived(data)
+        finally:
+            CALL.reset(handled)
+
+    def _take_turn(self) -> None:
+        handled = CALL.set(self._call)
+        try:
+            super()._take_turn()
         finally:
             CALL.reset(handled)
 
@@ -321,8 +329,10 @@ class FlowProtocol(GuardedProtocol):
     # ITransport; `ping`, `close`, `waiting_bytes` and `reading` are inherited
 
     def send(self, frame: Frame) -> None:
-        self.factory.metrics.frames_sent += 1
-        super().send(frame)
+        outbox = self._outbox
+        if outbox is not None:
+            self.factory.metrics.frames_sent += 1
+            outbox.send(frame.wire or wire_of(frame), frame.key)
 
     def pause_reading(self) -> None:
         if self.state == self.STATE_OPEN:
