@@ -29,7 +29,7 @@ from flowtx.config import HMAC_ALGORITHMS, PUBLIC_KEY_ALGORITHMS, Settings
 from flowtx.errors import ConfigError, InvalidPayload, Refused
 from flowtx.interfaces import Principal
 from flowtx.jwks import JwksFile, JwksUrl
-from flowtx.keys import KeySource, StaticKey, pem_key, secret_key, signing_algorithm
+from flowtx.keys import KeySource, StaticKey, VerifyingKey, pem_key, secret_key, signing_algorithm
 
 __all__ = ["USER_ID_PATTERN", "KeySource", "TokenVerifier", "key_source", "mint", "signing_algorithm"]
 
@@ -39,6 +39,7 @@ USER_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9_.:@-]{1,128}\Z")
 MAX_TOKEN_SIZE: Final = 8192
 MAX_DEPTH: Final = 32
 MAX_GROUPS: Final = 100
+MAX_READY: Final = 100
 #: Seconds by which the signer's clock may be ahead of ours.
 MAX_CLOCK_SKEW: Final = 60.0
 #: The end of the year 9999, beyond which Python has no dates.
@@ -64,10 +65,12 @@ class TokenVerifier:
         self._algorithms = frozenset(settings.jwt_algorithms)
         known = get_default_algorithms()
         self._verifiers = {name: known[name] for name in self._algorithms}
+        self._ready: dict[tuple[str, str], Any] = {}
 
     def change_keys(self, keys: KeySource) -> None:
         """Verify with other keys from now on."""
         self._keys = keys
+        self._ready.clear()
 
     async def verify(self, token: str) -> Principal:
         """Return whom a token names.
@@ -88,8 +91,9 @@ class TokenVerifier:
         verifier = self._verifiers[algorithm]
         try:
             signature = _decoded(parts[3])
-            prepared = verifier.prepare_key(key.material)
-            good = verifier.verify(token[: parts.end(2)].encode("ascii"), prepared, signature)
+            good = verifier.verify(
+                token[: parts.end(2)].encode("ascii"), self._prepared(key, algorithm), signature
+            )
         except Exception:  # noqa: BLE001, RUF100
             # PyJWTError for what PyJWT has foreseen; TypeError and cryptography's own errors for the
             # rest. Whatever it is, the signature was not verified.
@@ -97,6 +101,15 @@ class TokenVerifier:
         if good is not True:
             _refuse()
         return self._principal(_read(parts[2]), key.id)
+
+    def _prepared(self, key: VerifyingKey, algorithm: str) -> Any:
+        """Get a key in the form that PyJWT verifies with; made once for each."""
+        prepared = self._ready.get((key.id, algorithm))
+        if prepared is None:
+            if len(self._ready) >= MAX_READY:
+                self._ready.clear()
+            prepared = self._ready[key.id, algorithm] = self._verifiers[algorithm].prepare_key(key.material)
+        return prepared
 
     def _check_header(self, header: Mapping[str, object]) -> tuple[str, str | None]:
         algorithm = header.get("alg")

@@ -12,8 +12,8 @@ It is calm where the last query was sent a tenth of a second ago: who comes alon
 others. In a storm a query that is sent early would be followed by the next one at once. Answers are
 given out a few in each turn of the reactor, as each of them may start a Session.
 
-Where those who come alone must not wait at all (`at_once`), a query is sent whenever fewer than two are
-under way, and whoever comes meanwhile goes with the next.
+Where those who come alone must not wait at all (`at_once`), a query is sent whenever there may be one more,
+and whoever comes meanwhile goes with the next.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Batches(Generic[Q, T]):
         clock: the time.
         when: tells when to send a query; see `send_at`.
         most: how many questions go into one.
+        under_way: how many queries are under way at a time.
     """
 
     def __init__(
@@ -82,9 +83,11 @@ class Batches(Generic[Q, T]):
         *,
         when: Callable[[float, float, float], float] = send_at,
         most: int = MAX_BATCH,
+        under_way: int = MAX_UNDER_WAY,
     ) -> None:
         self._when = when
         self._most = most
+        self._most_under_way = under_way
         self._ask = ask
         self._clock = clock
         # In the order in which they came, with the time by which each has an answer.
@@ -152,7 +155,7 @@ class Batches(Generic[Q, T]):
     def _send(self) -> None:
         """Send what is due; see to the rest when it is."""
         now = self._clock.seconds()
-        while self._queued and self._under_way < MAX_UNDER_WAY:
+        while self._queued and self._under_way < self._most_under_way:
             first = next(iter(self._queued))
             until = self._waiting[first]
             if until <= now:

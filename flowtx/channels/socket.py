@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final
-from uuid import uuid4
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
@@ -29,6 +28,7 @@ from flowtx.channels.membership import Membership
 from flowtx.channels.router import Router
 from flowtx.channels.throttle import Quota, Throttle
 from flowtx.channels.tokens import Renewal, Tokens
+from flowtx.ids import new_id
 from flowtx.interfaces import IPubSub, ITransport, Principal
 from flowtx.limits import Strikes
 from flowtx.protocol.close import TOO_MANY_MALFORMED, Close
@@ -90,7 +90,7 @@ class Socket:
         tokens: Tokens | None = None,
         recorder: FlightRecorder | None = None,
     ) -> None:
-        self.id = uuid4().hex
+        self.id = new_id()
         self.transport = transport
         self.serializer = serializer
         self.principal = principal

@@ -67,7 +67,7 @@ class Delivery:
     ) -> None:
         self._store = store
         # One query for each who joins would be half of what a connection costs.
-        self._backlogs = Batches(self._read_backlogs, clock, when=at_once, most=_JOIN_TOGETHER)
+        self._backlogs = Batches(self._read_backlogs, clock, when=at_once, most=_JOIN_TOGETHER, under_way=1)
         self._receipts = receipts
         self._metrics = metrics
         self._wall = wall

@@ -25,8 +25,6 @@ from contextlib import suppress
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any, ClassVar, Final, cast
 
-import autobahn.twisted.websocket
-import autobahn.websocket.protocol
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -42,6 +40,7 @@ from flowtx.protocol.close import (
 from flowtx.protocol.message import Frame
 from flowtx.tracing import Call, call_of
 from flowtx.transports.framing import CLOSE, PING, PONG, framed, wire_of
+from flowtx.transports.lean import configured
 from flowtx.transports.outbox import Bounds, Outbox
 from flowtx.transports.short import whole_frame
 from flowtx.transports.writer import TransportWriter
@@ -57,15 +56,6 @@ FRAMES_A_TURN: Final = 64
 MAILBOXES: Final = 1
 OUTBOX: Final = 2
 TURN: Final = 4
-
-
-def _plain(value: object) -> object:
-    """Takes the place of what colours the arguments of Autobahn's log, even of lines that nobody logs."""
-    return value
-
-
-for _module in (autobahn.twisted.websocket, autobahn.websocket.protocol):
-    _module.hltype = _module.hlval = _plain
 
 
 class _Silent:
@@ -117,9 +107,8 @@ class GuardedProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        # A unix socket has no such things.
+        # A unix socket has no such thing.
         with suppress(AttributeError, OSError):
-            self.transport.setTcpNoDelay(True)
             self.transport.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
 
     # What comes in
@@ -395,14 +384,8 @@ class GuardedFactory(WebSocketServerFactory):  # type: ignore[misc]
         )
 
     def buildProtocol(self, addr: Any) -> Any:
-        # Autobahn would copy each option from here into each connection: 310 us and 3.3 KiB of it.
         if self._configured is None or self._configured.__base__ is not self.protocol:
-            options = {name: getattr(self, name) for name in self.protocol.CONFIG_ATTRS}
-            # What is set on the class has the say, as it has with Autobahn.
-            own = {name: value for name, value in options.items() if not hasattr(self.protocol, name)}
-            self._configured = type(
-                self.protocol.__name__, (self.protocol,), {**own, "CONFIG_ATTRS": (), "__module__": __name__}
-            )
+            self._configured = configured(self.protocol, self)
         connection = self._configured()
         connection.factory = self
         return connection

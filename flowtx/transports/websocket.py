@@ -38,23 +38,13 @@ from flowtx.transports.endings import note_ended, note_opened, note_refused
 from flowtx.transports.framing import wire_of
 from flowtx.transports.guards import MAILBOXES, GuardedProtocol
 from flowtx.transports.handshake import Request, accept, call_in, check_head, forwarded_for, refusal
+from flowtx.transports.lean import slim
 
 if TYPE_CHECKING:
     from flowtx.transports.factory import FlowFactory, Place
 
 MAX_HEAD: Final = 16_384
 MAX_HELD: Final = 65_536
-
-_SPENT: Final = (
-    "_asking",
-    "http_headers",
-    "http_request_data",
-    "http_request_params",
-    "http_request_uri",
-    "http_response_data",
-    "http_status_line",
-    "websocket_protocols",
-)
 
 
 class _Opened(NamedTuple):
@@ -214,6 +204,8 @@ class FlowProtocol(GuardedProtocol):
         self._deciding = None
         self.stop_waiting()
         self.guard(super().succeedHandshake, res)
+        if self.state == self.STATE_OPEN:
+            slim(self)
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:  # noqa: ARG002
         # The reason is Autobahn's and may quote the request, so the client gets ours.
@@ -240,8 +232,6 @@ class FlowProtocol(GuardedProtocol):
     # The connection
 
     def onOpen(self) -> None:
-        for name in _SPENT:
-            self.__dict__.pop(name, None)
         factory = self.factory
         opened = cast("_Opened", self._opened)
         self.open_outbox(factory.bounds)
