@@ -8,15 +8,12 @@ of a refusal never says more than that a token is invalid or expired.
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import json
-import math
 import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, Never, cast
 from urllib.parse import urlsplit
@@ -30,6 +27,7 @@ from flowtx.errors import ConfigError, InvalidPayload, Refused
 from flowtx.interfaces import Principal
 from flowtx.jwks import JwksFile, JwksUrl
 from flowtx.keys import KeySource, StaticKey, VerifyingKey, pem_key, secret_key, signing_algorithm
+from flowtx.token_parts import decoded, read_header, read_part
 
 __all__ = ["USER_ID_PATTERN", "KeySource", "TokenVerifier", "key_source", "mint", "signing_algorithm"]
 
@@ -37,7 +35,6 @@ __all__ = ["USER_ID_PATTERN", "KeySource", "TokenVerifier", "key_source", "mint"
 USER_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9_.:@-]{1,128}\Z")
 
 MAX_TOKEN_SIZE: Final = 8192
-MAX_DEPTH: Final = 32
 MAX_GROUPS: Final = 100
 MAX_READY: Final = 100
 #: Seconds by which the signer's clock may be ahead of ours.
@@ -49,7 +46,6 @@ _PART = "[A-Za-z0-9_-]+"
 _TOKEN: Final = re.compile(rf"({_PART})\.({_PART})\.({_PART})")
 # Without control characters and without lone surrogates, which PostgreSQL would not take.
 _LINE: Final = re.compile("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,256}")
-_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|[\]}]')
 #: Parameters of a header that bring a key along or say where to get one, and extensions: none is known.
 _FORBIDDEN: Final = frozenset({"crit", "b64", "jwk", "jku", "x5u", "x5c"})
 
@@ -82,7 +78,7 @@ class TokenVerifier:
         parts = _TOKEN.fullmatch(token) if isinstance(token, str) and len(token) <= MAX_TOKEN_SIZE else None
         if parts is None:
             _refuse()
-        header = _read_header(parts[1])
+        header = read_header(parts[1])
         algorithm, kid = self._check_header(header)
         key = await self._keys.find(kid)
         if algorithm not in key.algorithms:
@@ -90,7 +86,7 @@ class TokenVerifier:
         # Not by way of PyJWT's `decode`, which would read header and claims once more: 50 us each.
         verifier = self._verifiers[algorithm]
         try:
-            signature = _decoded(parts[3])
+            signature = decoded(parts[3])
             good = verifier.verify(
                 token[: parts.end(2)].encode("ascii"), self._prepared(key, algorithm), signature
             )
@@ -100,7 +96,7 @@ class TokenVerifier:
             _refuse()
         if good is not True:
             _refuse()
-        return self._principal(_read(parts[2]), key.id)
+        return self._principal(read_part(parts[2]), key.id)
 
     def _prepared(self, key: VerifyingKey, algorithm: str) -> Any:
         """Get a key in the form that PyJWT verifies with; made once for each."""
@@ -268,75 +264,6 @@ def _is_loopback(host: str) -> bool:
 
 def _refuse() -> Never:
     raise Refused("invalid_token") from None
-
-
-@lru_cache(64)
-def _read_header(part: str) -> Mapping[str, object]:
-    """Read the header of a token; those of one signer are all the same."""
-    return _read(part)
-
-
-def _decoded(part: str) -> bytes:
-    """Decode base64url in its one shortest form: without bits that nobody reads."""
-    data = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
-    if base64.urlsafe_b64encode(data).rstrip(b"=") != part.encode():
-        raise ValueError("not in the shortest form")
-    return data
-
-
-def _read(part: str) -> dict[str, object]:
-    """Read a part of a token: an object, without anything that two readers could take differently."""
-    try:
-        text = _decoded(part).decode()
-        _check_depth(text)
-        value = _DECODER.decode(text)
-    except ValueError:
-        _refuse()
-    if not isinstance(value, dict):
-        _refuse()
-    return value
-
-
-def _check_depth(text: str) -> None:
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return
-    depth = 0
-    for found in _BRACKETS.finditer(text):
-        if found[1]:
-            depth += 1
-        elif found[0] in "]}":
-            depth -= 1
-        if depth > MAX_DEPTH:
-            raise ValueError("nested too deeply")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a name is given twice")
-    return value
-
-
-def _constant(name: str) -> Never:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _int(text: str) -> int:
-    if len(text) > 40:
-        raise ValueError("a number with too many digits")
-    return int(text)
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number that is too large")
-    return value
-
-
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_object, parse_constant=_constant, parse_int=_int, parse_float=_float
-)
 
 
 def _instant(claims: Mapping[str, object], name: str) -> float | None:

@@ -49,6 +49,7 @@ LAYERS: Final = (
     {
         "app",
         "auth",
+        "token_parts",
         "exposure",
         "jwks",
         "keys",
@@ -99,7 +100,7 @@ BESIDE: Final = {
     "sessions": {"channels", "pubsub"},
     "channels": {"pubsub"},
     "presence": {"pubsub"},
-    "auth": {"jwks", "keys"},
+    "auth": {"jwks", "keys", "token_parts"},
     "jwks": {"keys"},
     "keys": {"data_dir"},
     "transports": {"auth"},

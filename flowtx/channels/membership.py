@@ -8,7 +8,6 @@ still send, as in Phoenix.
 
 from __future__ import annotations
 
-from enum import Enum
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +21,7 @@ from flowtx.channels.channel import GRACEFUL, Channel, Reply, Stop
 from flowtx.channels.mailbox import Info, Item, Mailbox
 from flowtx.channels.sender import Sender
 from flowtx.channels.sources import Sources
+from flowtx.channels.state import State
 from flowtx.protocol.message import (
     CLOSE,
     ERROR,
@@ -38,14 +38,6 @@ if TYPE_CHECKING:
 
 MAX_TURN: Final = 1_000
 """Messages handled in one turn of the reactor: a channel that sends itself one for each leaves room."""
-
-
-class State(Enum):
-    JOINING = "joining"
-    JOINED = "joined"
-    ENDING = "ending"
-    """No message is handled any more; ``terminate`` may still send."""
-    CLOSED = "closed"
 
 
 class Membership:
@@ -165,8 +157,6 @@ class Membership:
                 self._handle(message)
             finally:
                 self._pumping = False
-            if not self._mailbox:
-                return
         else:
             self._mailbox.put(message)
             self._socket.queued(1)

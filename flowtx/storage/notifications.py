@@ -211,10 +211,8 @@ class PostgresNotificationStore:
             (_BACKLOGS_AFTER, [n for n, who in enumerate(asked) if who.after_seq is not None]),
             (_BACKLOGS_UNREAD, [n for n, who in enumerate(asked) if who.after_seq is None]),
         ):
-            if not numbers:
-                continue
-            users, seqs = ([asked[n].user_id for n in numbers], [asked[n].after_seq or 0 for n in numbers])
-            for row in await self._ask(sql, [users, seqs, limit, page_size + 1]):
+            users, seqs = [asked[n].user_id for n in numbers], [asked[n].after_seq or 0 for n in numbers]
+            for row in await self._ask(sql, [users, seqs, limit, page_size + 1]) if numbers else ():
                 found[numbers[row[0] - 1]].append(row[1:])
         return [_backlog_of(rows, page_size) for rows in found]
 

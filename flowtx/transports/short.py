@@ -20,7 +20,7 @@ _WHOLE_PONG: Final = 0x80 | PONG
 _MASKED: Final = 0x80
 
 
-def whole_frame(data: bytes, at: int) -> tuple[bool, bytes, int] | None:
+def whole_frame(data: bytes, at: int) -> tuple[bool, bytes, int] | None:  # noqa: PLR0911 - a rule each
     """Read the frame that begins at a place.
 
     Args:

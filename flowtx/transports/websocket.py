@@ -36,9 +36,10 @@ from flowtx.protocol.serializer import Serializer
 from flowtx.tracing import CALL
 from flowtx.transports.endings import note_ended, note_opened, note_refused
 from flowtx.transports.framing import wire_of
-from flowtx.transports.guards import MAILBOXES, GuardedProtocol
+from flowtx.transports.guards import GuardedProtocol
 from flowtx.transports.handshake import Request, accept, call_in, check_head, forwarded_for, refusal
 from flowtx.transports.lean import slim
+from flowtx.transports.reading import MAILBOXES
 
 if TYPE_CHECKING:
     from flowtx.transports.factory import FlowFactory, Place

@@ -10,7 +10,8 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from flowtx.protocol.close import Close
-from flowtx.transports.guards import STEPS_A_TURN, GuardedProtocol
+from flowtx.transports.guards import GuardedProtocol
+from flowtx.transports.reading import STEPS_A_TURN
 from flowtx.transports.websocket import FlowProtocol
 from tests.integration.rawclient import (
     CLOSE,

@@ -247,8 +247,10 @@ async def test_a_client_that_reads_nothing_is_closed() -> None:
         [protocol, _] = server.protocols
         most = 0
         while protocol.state == protocol.STATE_OPEN:
-            client.text(FLOOD % (10, 10_000))
-            await deferLater(reactor, 0)
+            before = protocol.factory.metrics.messages_received
+            client.text(FLOOD % (1, 10_000))
+            # One at a time, so that what waits is seen to grow to its limit.
+            await until(lambda: protocol.factory.metrics.messages_received > before)  # noqa: B023
             most = max(most, waiting(protocol))
         assert limit < most + 10_100
         assert most < limit + 2 * 65_536 + 10_100
