@@ -66,6 +66,10 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             return NotImplemented
         return (self.payload, self.binary, self.key) == (other.payload, other.binary, other.key)
 
+    def __ne__(self, other: object) -> bool:
+        # msgspec's own would come first.
+        return not self == other
+
     __hash__ = None  # type: ignore[assignment]
 
 
