@@ -107,7 +107,8 @@ def configured(protocol: type[Any], factory: Any) -> type[Any]:
         protocol.__name__,
         (protocol,),
         {
-            **options,
+            # A function would become a method.
+            **{name: staticmethod(value) if callable(value) else value for name, value in options.items()},
             **AT_REST,
             "__module__": protocol.__module__,
             "CONFIG_ATTRS": (),
