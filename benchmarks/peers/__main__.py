@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         for figure in CASES[case](it):
                             results[figure.key][server].append(figure.value)
                             load = "" if figure.load is None else f"  load {100 * figure.load:.0f} %"
-                            print(f"{number + 1} {figure.key:16}{server:16}{figure.value:10.2f}{load}", flush=True)
+                            print(
+                                f"{number + 1} {figure.key:16}{server:16}{figure.value:10.2f}{load}",
+                                flush=True,
+                            )
     for key, by_server in results.items():
         base = median(by_server["ws"]) if "ws" in by_server else None
         for server, values in by_server.items():

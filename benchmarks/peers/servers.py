@@ -95,7 +95,9 @@ class Peer:
     path = "/?token="
     api_key = "-"
 
-    def __init__(self, name: str, command: Sequence[str], directory: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], directory: Path, environ: Mapping[str, str]
+    ) -> None:
         self.name = name
         self.port = self.api_port = free_port()
         self._command = [part.replace("PORT", str(self.port)) for part in command]
@@ -159,7 +161,14 @@ def node_ws(secret_file: Path) -> Subject:
 
 def uvicorn(secret_file: Path) -> Subject:
     """Start uvicorn with Starlette, which are installed if they are not there."""
-    command = ["uvicorn", "server:app", "--host=127.0.0.1", "--port=PORT", "--backlog=4096", "--no-access-log"]
+    command = [
+        "uvicorn",
+        "server:app",
+        "--host=127.0.0.1",
+        "--port=PORT",
+        "--backlog=4096",
+        "--no-access-log",
+    ]
     return _on_python("uvicorn", "starlette", command, secret_file)
 
 
@@ -188,7 +197,9 @@ def _copy(source: Path, to: Path) -> None:
     """Copy a peer to where it is installed; what has changed since is installed anew."""
     names = [path.name for path in source.iterdir() if path.is_file()]
     lists = [name for name in names if name.startswith(("package", "requirements"))]
-    if any(not (to / name).exists() or (to / name).read_bytes() != (source / name).read_bytes() for name in lists):
+    if any(
+        not (to / name).exists() or (to / name).read_bytes() != (source / name).read_bytes() for name in lists
+    ):
         shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True, exist_ok=True)
     for name in names:

@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from flowtx.channels.channel import Channel
-from flowtx.channels.liveness import PING, Liveness, Timeouts
+from flowtx.channels.liveness import PING, Liveness, timeouts_of
 from flowtx.channels.membership import Membership
 from flowtx.channels.router import Router
 from flowtx.channels.throttle import Quota, Throttle
@@ -111,7 +111,7 @@ class Socket:
         self._closed_with: Close | None = None
         self._when_closing: tuple[Callable[[Socket, Close | None], None], ...] = ()
         self._renewal = Renewal(self, tokens)
-        timeouts = Timeouts(heartbeat_timeout, ping_interval, pong_timeout)
+        timeouts = timeouts_of(heartbeat_timeout, ping_interval, pong_timeout)
         self._liveness = Liveness(self, self._renewal, timeouts)
 
     @property

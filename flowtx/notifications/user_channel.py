@@ -107,7 +107,7 @@ class UserChannel(Channel):
         await self._when_ready(session)
         delivery = self._notifications.delivery
         reader = self._reader = delivery.open(user_id, self)
-        self.socket.on_pong = lambda payload: delivery.ponged(reader, payload)
+        self.socket.on_pong = self._ponged
         try:
             backlog = await delivery.begin(reader, asked.last_seq)
         except BaseException:
@@ -175,6 +175,10 @@ class UserChannel(Channel):
     def terminate(self, reason: str) -> None:  # noqa: ARG002
         if self._reader is not None:
             self._leave(self._reader)
+
+    def _ponged(self, payload: bytes) -> None:
+        if self._reader is not None:
+            self._notifications.delivery.ponged(self._reader, payload)
 
     def _leave(self, reader: Reader) -> None:
         self._notifications.delivery.close(reader)

@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from flowtx.protocol.close import MESSAGE_TIMEOUT, TOO_MANY_FRAGMENTS
-from flowtx.tracing import Call, call_of
+from flowtx.tracing import CALL, Call, call_of
 from flowtx.transports.framing import CLOSE
 from flowtx.transports.short import whole_frame
 
@@ -88,20 +88,21 @@ class ReadingProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         """End the connection after an exception."""
 
     def dataReceived(self, data: bytes) -> None:
-        # Only between frames, and with nothing before it.
-        if (
-            self.state == self.STATE_OPEN
-            and not (self.data or self._unread_for or self.inside_message)
-            and self.current_frame is None
-        ):
-            try:
+        handled = CALL.set(self._call)
+        try:
+            # Only between frames, and with nothing before it.
+            if (
+                self.state == self.STATE_OPEN
+                and not (self.data or self._unread_for or self.inside_message)
+                and self.current_frame is None
+            ):
                 data = self._take_whole_frames(data)
-            except Exception:
-                self._could_not_handle()
-                return
-            if not data:
-                return
-        self._dataReceived(data)
+            if data:
+                self._dataReceived(data)
+        except Exception:
+            self._could_not_handle()
+        finally:
+            CALL.reset(handled)
 
     def _take_whole_frames(self, data: bytes) -> bytes:
         """Handle the frames at the beginning that come whole; what is left for Autobahn."""
@@ -162,7 +163,11 @@ class ReadingProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def _take_turn(self) -> None:
         self._turn = None
         self._unread_for &= ~TURN
-        self.consumeData()
+        handled = CALL.set(self._call)
+        try:
+            self.consumeData()
+        finally:
+            CALL.reset(handled)
         if not self._unread_for:
             self.transport.resumeProducing()
 

@@ -77,6 +77,7 @@ class FlowProtocol(GuardedProtocol):
     _log = Logger()
     _deciding: Deferred[Any] | None = None
     _opened: _Opened | None = None
+    _claim: Place | None = None
     _socket: Socket | None = None
     _forwarded_for: str | None = None
     _asking: str | None = None
@@ -99,20 +100,6 @@ class FlowProtocol(GuardedProtocol):
             self._hold(data)
         else:
             super()._dataReceived(data)
-
-    def dataReceived(self, data: bytes) -> None:
-        handled = CALL.set(self._call)
-        try:
-            super().dataReceived(data)
-        finally:
-            CALL.reset(handled)
-
-    def _take_turn(self) -> None:
-        handled = CALL.set(self._call)
-        try:
-            super()._take_turn()
-        finally:
-            CALL.reset(handled)
 
     def _hold(self, data: bytes) -> None:
         self.data += data
@@ -235,6 +222,7 @@ class FlowProtocol(GuardedProtocol):
     def onOpen(self) -> None:
         factory = self.factory
         opened = cast("_Opened", self._opened)
+        self._claim, self._opened = opened.claim, None
         self.open_outbox(factory.bounds)
         self._socket = Socket(
             self,
@@ -294,12 +282,14 @@ class FlowProtocol(GuardedProtocol):
             deciding.cancel()
         socket, self._socket = self._socket, None
         opened, self._opened = self._opened, None
-        if opened is not None:
+        claim = self._claim if opened is None else opened.claim
+        self._claim = None
+        if claim is not None:
             if socket is not None:
                 self.factory.metrics.connections.dec()
                 note_ended(self, socket)
             ended = succeed(None) if socket is None else maybeDeferred(socket.connection_lost)
-            ended.addErrback(self._ended_badly).addBoth(lambda _: opened.claim.release())
+            ended.addErrback(self._ended_badly).addBoth(lambda _: claim.release())
 
     def _ended_badly(self, failure: Failure) -> None:
         self._log.failure("The channels of a connection did not end cleanly", failure)

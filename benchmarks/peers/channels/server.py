@@ -56,7 +56,9 @@ class Client(AsyncWebsocketConsumer):
 async def broadcast(request: HttpRequest) -> JsonResponse:
     asked = json.loads(request.body)
     text = json.dumps(
-        ["1", None, asked["topic"], asked["event"], asked["payload"]], separators=(",", ":"), ensure_ascii=False
+        ["1", None, asked["topic"], asked["event"], asked["payload"]],
+        separators=(",", ":"),
+        ensure_ascii=False,
     )
     await get_channel_layer().group_send("everybody", {"type": "news", "text": text})
     return JsonResponse({"delivered": -1}, status=202)

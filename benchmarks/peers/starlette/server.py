@@ -42,7 +42,9 @@ async def socket(client: WebSocket) -> None:
 async def broadcast(request: Request) -> JSONResponse:
     asked = await request.json()
     message = json.dumps(
-        ["1", None, asked["topic"], asked["event"], asked["payload"]], separators=(",", ":"), ensure_ascii=False
+        ["1", None, asked["topic"], asked["event"], asked["payload"]],
+        separators=(",", ":"),
+        ensure_ascii=False,
     )
     for client in tuple(clients):
         await client.send_text(message)
