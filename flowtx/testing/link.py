@@ -115,7 +115,7 @@ class Link(MemoryTransport):
         else:
             self._take_again("outbox")
 
-    def overflowed(self) -> None:
+    def overflowed(self, waited: int) -> None:  # noqa: ARG002
         self._bounds.metrics.slow_consumers.inc()
         self.socket.close(SLOW_CONSUMER)
 

@@ -90,7 +90,7 @@ class GuardedProtocol(ReadingProtocol):
         else:
             self.go_on_reading(OUTBOX)
 
-    def overflowed(self) -> None:
+    def overflowed(self, waited: int) -> None:  # noqa: ARG002 - for those who note it
         """Close the connection of a client that is slow."""
         self._log.warn("Closing {address}: {code} {reason}", **self.named, **SLOW_CONSUMER._asdict())
         self.close(SLOW_CONSUMER)

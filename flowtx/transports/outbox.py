@@ -63,8 +63,8 @@ class Writer(Protocol):
 class Consumer(Protocol):
     """The connection whose outbox it is."""
 
-    def overflowed(self) -> None:
-        """Close: the client is slow. Called once; what waited is gone already."""
+    def overflowed(self, waited: int) -> None:
+        """Close: the client is slow. Called once; what waited, so many bytes, is gone already."""
 
     def piled_up(self, *, high: bool) -> None:
         """Stop to read from the client, or go on."""
@@ -214,8 +214,9 @@ class Outbox:
             self._give_up()
 
     def _give_up(self) -> None:
+        waited = self.waiting_bytes
         self.stopProducing()
-        self._consumer.overflowed()
+        self._consumer.overflowed(waited)
 
     # IPushProducer
 

@@ -327,12 +327,12 @@ class FlowProtocol(GuardedProtocol):
         if self._socket is not None:
             self._socket.read_again()
 
-    def overflowed(self) -> None:
+    def overflowed(self, waited: int) -> None:
         self.factory.metrics.slow_consumers.inc()
         if self._socket is not None:
-            self._socket.note("slow_consumer", waiting_bytes=self.waiting_bytes)
+            self._socket.note("slow_consumer", waiting_bytes=waited)
             self._socket.closing(SLOW_CONSUMER)
-        super().overflowed()
+        super().overflowed(waited)
 
 
 def _unavailable() -> Refused:

@@ -49,7 +49,8 @@ class Connection:
         self.room = room
         self.outbox.resumeProducing()
 
-    def overflowed(self) -> None:
+    def overflowed(self, waited: int) -> None:
+        assert waited > 0
         self.overflows += 1
 
     def piled_up(self, *, high: bool) -> None:
