@@ -258,7 +258,8 @@ class Outbox:
             self._note_large(len(data))
 
     def stopProducing(self) -> None:
-        """Give up what waits and whatever comes."""
+        """Give up what waits and whatever comes; what was joined counts as sent."""
+        self._writer.uncork()
         self._stopped = self._paused = True
         self._waiting = self._droppable = self._pong = None
         self._count(-self.waiting_bytes)
