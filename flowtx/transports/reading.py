@@ -26,7 +26,7 @@ from twisted.logger import Logger
 from flowtx.protocol.close import MESSAGE_TIMEOUT, TOO_MANY_FRAGMENTS
 from flowtx.tracing import CALL, Call, call_of
 from flowtx.transports.framing import CLOSE
-from flowtx.transports.short import whole_frame
+from flowtx.transports.short import SMALL, whole_frame
 
 MAX_FRAGMENTS: Final = 64
 STEPS_A_TURN: Final = 128
@@ -106,9 +106,9 @@ class ReadingProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _take_whole_frames(self, data: bytes) -> bytes:
         """Handle the frames at the beginning that come whole; what is left for Autobahn."""
-        at, size = 0, len(data)
+        at, size, most = 0, len(data), min(SMALL, self.maxMessagePayloadSize)
         for _ in range(FRAMES_A_TURN):
-            frame = whole_frame(data, at)
+            frame = whole_frame(data, at, most)
             if frame is None:
                 return data[at:]
             is_text, payload, at = frame

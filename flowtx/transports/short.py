@@ -20,12 +20,13 @@ _WHOLE_PONG: Final = 0x80 | PONG
 _MASKED: Final = 0x80
 
 
-def whole_frame(data: bytes, at: int) -> tuple[bool, bytes, int] | None:  # noqa: PLR0911 - a rule each
+def whole_frame(data: bytes, at: int, most: int = SMALL) -> tuple[bool, bytes, int] | None:  # noqa: PLR0911 - a rule each
     """Read the frame that begins at a place.
 
     Args:
         data: what has come.
         at: where the frame begins.
+        most: bytes of payload that it may have.
 
     Returns:
         Whether it is text, or else a Pong; its payload; and where it ends. None where Autobahn is to
@@ -39,7 +40,7 @@ def whole_frame(data: bytes, at: int) -> tuple[bool, bytes, int] | None:  # noqa
             if size != 126 or kind != _WHOLE_TEXT:
                 return None
             size = data[at + 2] << 8 | data[at + 3]
-            if not 125 < size <= SMALL:
+            if size < 126:
                 return None
             body += 2
         elif size < 0 or (kind not in (_WHOLE_TEXT, _WHOLE_PONG)):
@@ -47,7 +48,7 @@ def whole_frame(data: bytes, at: int) -> tuple[bool, bytes, int] | None:  # noqa
     except IndexError:
         return None
     end = body + size
-    if end > len(data):
+    if size > most or end > len(data):
         return None
     masked = data[body:end]
     mask = data[body - 4 : body] * (size + 3 >> 2)

@@ -54,9 +54,9 @@ class LongRoad(Recording):
 class Connection:
     """One connection, after its handshake."""
 
-    def __init__(self, protocol: type[Recording]) -> None:
+    def __init__(self, protocol: type[Recording], most: int = MAX_SIZE) -> None:
         self.clock = Clock()
-        factory = GuardedFactory(MAX_SIZE, reactor=self.clock)
+        factory = GuardedFactory(most, reactor=self.clock)
         factory.protocol = protocol
         self.protocol: Any = factory.buildProtocol(None)
         self.transport: Any = StringTransport()
@@ -113,13 +113,14 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
 
 class ShortRoadTests(SynchronousTestCase):
     @settings(max_examples=300, deadline=None)
-    @given(STREAMS, st.lists(st.integers(0, 30_000), max_size=6))
-    @example(masked(TEXT, b"a", mask=b"abcd") + masked(TEXT, b"\xff", mask=b"abcd"), [])
-    @example(masked(TEXT, b"a", mask=b"abcd", fin=False) + masked(TEXT, b"b", mask=b"abcd"), [])
-    @example(masked(TEXT, b"a", mask=b"abcd") * (2 * FRAMES_A_TURN + 3), [5])
-    def test_it_gives_what_autobahn_gives(self, stream: bytes, places: list[int]) -> None:
+    @given(STREAMS, st.lists(st.integers(0, 30_000), max_size=6), st.sampled_from([MAX_SIZE, 2_000, 100]))
+    @example(masked(TEXT, b"a", mask=b"abcd") + masked(TEXT, b"\xff", mask=b"abcd"), [], MAX_SIZE)
+    @example(masked(TEXT, b"a", mask=b"abcd", fin=False) + masked(TEXT, b"b", mask=b"abcd"), [], MAX_SIZE)
+    @example(masked(TEXT, b"a", mask=b"abcd") * (2 * FRAMES_A_TURN + 3), [5], MAX_SIZE)
+    @example(masked(TEXT, b"x" * 2_001, mask=b"abcd"), [], 2_000)
+    def test_it_gives_what_autobahn_gives(self, stream: bytes, places: list[int], most: int) -> None:
         pieces = cut(stream, places)
-        self.assertEqual(Connection(Recording).take(*pieces), Connection(LongRoad).take(*pieces))
+        self.assertEqual(Connection(Recording, most).take(*pieces), Connection(LongRoad, most).take(*pieces))
 
     def test_whole_frames_never_see_the_parser(self) -> None:
         connection = Connection(Recording)
