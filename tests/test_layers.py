@@ -62,6 +62,7 @@ LAYERS: Final = (
         "console",
         "preparation",
         "why",
+        "bench",
         "demo",
         "testing",
         "topics",

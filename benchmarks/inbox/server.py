@@ -6,6 +6,7 @@ import http.client
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -115,9 +116,14 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def restart(self) -> None:
-        """Stop it as an operator does, and start it again with what it has kept, on its ports."""
+    def end(self, *, kill: bool = False) -> None:
+        """Stop it as an operator does, or have it crash."""
+        if kill:
+            os.kill(self.pid, signal.SIGKILL)
         self._end()
+
+    def start_again(self) -> None:
+        """Start it with what it has kept, on its ports."""
         self._start()
 
     @property
@@ -199,6 +205,25 @@ class Server:
         """Bytes of memory that the server has of its own and shares with nobody."""
         rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
         return 1024 * sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
+
+    def metric(self, name: str) -> float:
+        """Read a metric, summed over its labels."""
+        return sum(value for _, value in self._samples(name))
+
+    def quantile(self, name: str, share: float) -> float:
+        """Find the bound that a share of a histogram's observations has kept, since the server started."""
+        buckets = [
+            (float(labels.partition('le="')[2].partition('"')[0]), value)
+            for labels, value in self._samples(f"{name}_bucket")
+        ]
+        return min(bound for bound, count in buckets if count >= share * buckets[-1][1])
+
+    def _samples(self, name: str) -> list[tuple[str, float]]:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=30)) as connection:
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        split = (line.rpartition(" ") for line in lines if line.startswith(name))
+        return [(labels, float(value)) for labels, _, value in split]
 
     def second_database(self) -> str:
         """Make a database with the same schema, of which this server knows nothing; its URL."""

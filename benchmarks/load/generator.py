@@ -25,13 +25,13 @@ class Done(NamedTuple):
     """What a command of the generator came to.
 
     Attributes:
-        count: of what it was to do.
+        units: of work that were done.
         seconds: how long it took.
         share: of a core that the generator used meanwhile.
         answer: all that it said.
     """
 
-    count: int
+    units: int
     seconds: float
     share: float
     answer: dict[str, Any]

@@ -461,7 +461,10 @@ static void called(struct caller *caller)
     size_t room = sizeof caller->answer - 1 - caller->length;
     ssize_t got = recv(caller->fd, caller->answer + caller->length, room, 0);
     if (got <= 0) {
-        fail("the HTTP API ended the connection");
+        if (caller->waiting)
+            fail("the HTTP API ended the connection");
+        close(caller->fd); /* it was idle for long */
+        caller->fd = -1;
         return;
     }
     caller->length += got;

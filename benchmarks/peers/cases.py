@@ -11,9 +11,15 @@ from typing import Final, NamedTuple
 
 from benchmarks.load.generator import AT_ONCE, Done, Generator
 from benchmarks.peers.process import LOAD_CORES, SERVER_CORES, cpu_seconds, memory, pin
-from benchmarks.peers.servers import Subject
+from benchmarks.peers.servers import Flowtx, Subject
 
 CONNECT_WITHIN: Final = 300.0
+ARRIVALS: Final = 400
+FAILURES: Final = ("turned_away", "broken", "timed_out", "join_refused")
+"""Of attempts to come back, while somebody listens."""
+
+STORM_WITHIN: Final = 240.0
+HEARTBEAT_EVERY: Final = 30.0
 GROUP: Final = "group:live"
 TEXT: Final = 64
 """Bytes of text in a broadcast."""
@@ -47,7 +53,8 @@ class Scale:
         warm: that connect before.
         few, many: subscribers of a broadcast.
         idle: connections of which the memory is measured.
-        seconds: of a closed loop.
+        idle_seconds: for which they are.
+        seconds: of round trips, or of broadcasts.
         settle: seconds after which what connections left behind is done.
     """
 
@@ -56,11 +63,12 @@ class Scale:
     few: int = 1_000
     many: int = 10_000
     idle: int = 15_000
-    seconds: float = 4.0
+    idle_seconds: float = 60.0
+    seconds: float = 3.0
     settle: float = 1.0
 
 
-QUICK: Final = Scale(users=1_000, warm=200, few=200, many=1_000, idle=2_000, seconds=1.0)
+QUICK: Final = Scale(users=1_000, warm=200, few=200, many=1_000, idle=2_000, idle_seconds=10, seconds=1.0)
 
 
 class Bench:
@@ -91,7 +99,7 @@ class Bench:
         done = work()
         if settle:
             self.settle()
-        return done, (cpu_seconds(self.subject.pid) - before) / done.count * 1e6
+        return done, (cpu_seconds(self.subject.pid) - before) / done.units * 1e6
 
 
 @contextmanager
@@ -147,32 +155,107 @@ def broadcasts_to_many(it: Bench) -> Iterator[Figure]:
     return _broadcasts(it, it.scale.many)
 
 
-def idle_memory(it: Bench) -> Iterator[Figure]:
-    """Memory of connections that do nothing."""
+def idle(it: Bench) -> Iterator[Figure]:
+    """Memory of connections that do nothing but say so, and what they cost flowtx."""
     before = memory(it.subject.pid)
+    it.load.command(f"beat {HEARTBEAT_EVERY}")
     it.connect(it.scale.idle, "user:")
     it.load.command(f"idle {5 * it.scale.settle}")
     yield Figure("memory", (memory(it.subject.pid) - before) / it.scale.idle / 1024)
+    if isinstance(it.subject, Flowtx):
+        used = cpu_seconds(it.subject.pid)
+        done = it.load.command(f"idle {it.scale.idle_seconds}")
+        share = (cpu_seconds(it.subject.pid) - used) / done.seconds
+        yield Figure("idle", 100 * share, done.share)
 
 
 def online(it: Bench) -> Iterator[Figure]:
-    """Users join `users:online` one after another, and all of them see it."""
+    """Users connect and join `users:online` one after another, and all of them see it."""
     it.connect(it.scale.warm // 10, "user:")
     it.settle()
-    count = it.scale.few
-    before, began = cpu_seconds(it.subject.pid), time.monotonic()
-    done = it.load.command(f"connect {count} 1 {CONNECT_WITHIN} users:online")
+    command = f"connect {it.scale.few} 1 {CONNECT_WITHIN} users:online"
+    done, each = it.cost(lambda: it.load.command(command), settle=True)
+    yield Figure("online", each, done.share)
+
+
+def growth(it: Bench) -> Iterator[Figure]:
+    """What each thing costs with many connections, by what it costs with few."""
+    some, many, topics = it.scale.few, it.scale.idle, ("user:", GROUP)
+    it.connect(it.scale.warm // 5, *topics)
     it.settle()
-    used = cpu_seconds(it.subject.pid) - before
-    del began
-    yield Figure("online", used / count * 1e6, done.share)
+    first = _costs(it, some, *topics)
+    it.connect(many - it.connected - some, *topics)
+    it.settle()
+    for (key, few), (_, after) in zip(first, _costs(it, some, *topics), strict=True):
+        yield Figure(f"grown-{key}", after / few)
 
 
-CASES: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
-    "connect": connect,
-    "roundtrip": round_trips,
-    "broadcast-few": broadcasts_to_few,
-    "broadcast-many": broadcasts_to_many,
-    "memory": idle_memory,
-    "online": online,
+def _costs(it: Bench, arriving: int, *topics: str) -> list[tuple[str, float]]:
+    _, connecting = it.cost(lambda: it.connect(arriving, *topics), settle=True)
+    _, turning = it.cost(lambda: it.load.command(f"roundtrip 100 {it.scale.seconds} 0 activity"))
+    it.load.command(f"broadcast 1 1 1 {TEXT} {GROUP}")
+    _, sending = it.cost(lambda: it.load.command(f"broadcast 1 1000000 {it.scale.seconds} {TEXT} {GROUP}"))
+    return [("connect", connecting), ("roundtrip", turning), ("broadcast", sending / it.connected)]
+
+
+def restart(it: Bench) -> Iterator[Figure]:
+    """The server is stopped as an operator does, and started again."""
+    return _storm(it, "restart", kill=False)
+
+
+def crash(it: Bench) -> Iterator[Figure]:
+    """The server is killed, so that all clients lose it at once, and started again."""
+    return _storm(it, "crash", kill=True)
+
+
+def _storm(it: Bench, key: str, *, kill: bool) -> Iterator[Figure]:
+    assert isinstance(it.subject, Flowtx), "peers are not restarted"
+    server, count = it.subject.server, it.scale.many
+    it.load.command(f"beat {HEARTBEAT_EVERY}")
+    for start in range(0, count, ARRIVALS):
+        it.connect(min(ARRIVALS, count - start), "user:")
+        it.settle()  # as the server lets in no more than 500 a second
+    it.load.begin(f"storm {STORM_WITHIN}")
+    server.end(kill=kill)
+    ended = time.monotonic()
+    server.start_again()
+    yield Figure(f"{key}-ready", time.monotonic() - ended)
+    pin(server.pid, SERVER_CORES)
+    done = it.load.finish()
+    print({how: done.answer[how] for how in FAILURES})
+    turned_away = sum(done.answer[how] for how in FAILURES)
+    yield Figure(f"{key}-seconds", done.answer["last_joined_at"] - ended, done.share)
+    yield Figure(f"{key}-retries", 100 * turned_away / (turned_away + count))
+    yield Figure(f"{key}-lag", 1_000 * server.quantile("flowtx_reactor_lag_seconds", 0.99))
+
+
+class Case(NamedTuple):
+    """A case.
+
+    Attributes:
+        run: measures it.
+        rounds: as many at the most.
+        peers: whether it is anything to them.
+        options: of ``twistd flow``.
+    """
+
+    run: Callable[[Bench], Iterator[Figure]]
+    rounds: int = 100
+    peers: bool = True
+    options: tuple[str, ...] = ()
+
+
+# What a client that lives, or comes back, meets in production.
+_GUARDED: Final = ("--handshake-rate=500", "--heartbeat-timeout=60", "--rate-limit=50/100", "--join-rate=10")
+
+CASES: Final = {
+    "connect": Case(connect),
+    "roundtrip": Case(round_trips),
+    "broadcast-few": Case(broadcasts_to_few),
+    "broadcast-many": Case(broadcasts_to_many),
+    "idle": Case(idle, rounds=3),
+    "online": Case(online, peers=False),
+    "growth": Case(growth, rounds=3, peers=False),
+    "restart": Case(restart, rounds=3, peers=False, options=_GUARDED),
+    "crash": Case(crash, rounds=3, peers=False, options=_GUARDED),
 }

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol, Self
 
@@ -61,13 +61,13 @@ class Flowtx:
     path = "/socket/websocket?vsn=2.0.0&token="
 
     def __init__(self, reactor: str, secret_file: Path, options: Sequence[str] = ()) -> None:
-        self.name = f"flowtx {reactor}"
+        self.name = f"flowtx on {reactor}"
         self.server = Server(
             options=(*WHOLE_JOB, f"--secret-file={secret_file}", *options),
             reactor=None if reactor == "epoll" else reactor,
         )
         self.port, self.api_port = self.server.client_port, self.server.admin_port
-        self.api_key = ""
+        self.api_key = ""  # it is made when the server starts
 
     def __enter__(self) -> Self:
         self.server.__enter__()
@@ -125,16 +125,16 @@ class Peer:
     def _wait(self) -> None:
         assert self._process is not None, "it was started"
         deadline = time.monotonic() + START_WITHIN
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
-                return
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self._log.seek(0)
-                    text = self._log.read()[-2_000:].decode("utf-8", "replace")
-                    raise RuntimeError(f"{self.name} did not start; it says:\n{text}") from None
+        while not self._listens():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._log.seek(0)
+                text = self._log.read()[-2_000:].decode("utf-8", "replace")
+                raise RuntimeError(f"{self.name} did not start; it says:\n{text}")
             time.sleep(0.05)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def __exit__(self, *_: object) -> None:
         process, self._process = self._process, None
@@ -153,7 +153,7 @@ def node_ws(secret_file: Path) -> Subject:
     """Node with ``ws``, which is installed if it is not there."""
     directory = BUILD / "peers" / "ws"
     _copy(HERE / "ws", directory)
-    if not (directory / "node_modules").exists():
+    if not (directory / "node_modules" / ".package-lock.json").exists():
         command = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"]
         subprocess.run(command, cwd=directory, check=True)
     return Peer("ws", ["node", "server.mjs", "PORT"], directory, {"SECRET_FILE": str(secret_file)})
@@ -166,7 +166,6 @@ def uvicorn(secret_file: Path) -> Subject:
         "server:app",
         "--host=127.0.0.1",
         "--port=PORT",
-        "--backlog=4096",
         "--no-access-log",
     ]
     return _on_python("uvicorn", "starlette", command, secret_file)
@@ -196,20 +195,36 @@ def _on_python(name: str, source: str, command: Sequence[str], secret_file: Path
 def _copy(source: Path, to: Path) -> None:
     """Copy a peer to where it is installed; what has changed since is installed anew."""
     names = [path.name for path in source.iterdir() if path.is_file()]
-    lists = [name for name in names if name.startswith(("package", "requirements"))]
-    if any(
-        not (to / name).exists() or (to / name).read_bytes() != (source / name).read_bytes() for name in lists
-    ):
-        shutil.rmtree(to, ignore_errors=True)
+    for name in names:
+        if name.startswith(("package", "requirements")):
+            here = to / name
+            if not here.exists() or here.read_bytes() != (source / name).read_bytes():
+                shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copy(source / name, to / name)
 
 
-SERVERS: Final = {
-    "flowtx": lambda secret_file: Flowtx("epoll", secret_file),
-    "flowtx-uvloop": lambda secret_file: Flowtx("uvloop", secret_file),
+FLOWTX: Final = {"flowtx": "epoll", "flowtx-uvloop": "uvloop"}
+"""The reactor by the name in the table."""
+
+PEERS: Final[dict[str, Callable[[Path], Subject]]] = {
     "ws": node_ws,
     "uvicorn": uvicorn,
     "channels": daphne,
 }
+
+SERVERS: Final = (*FLOWTX, *PEERS)
+
+
+def make_server(name: str, secret_file: Path, options: Sequence[str] = ()) -> Subject:
+    """Make a server, which is not started yet.
+
+    Args:
+        name: one of `SERVERS`.
+        secret_file: the key of the tokens.
+        options: of ``twistd flow``.
+    """
+    if name in FLOWTX:
+        return Flowtx(FLOWTX[name], secret_file, options)
+    return PEERS[name](secret_file)
