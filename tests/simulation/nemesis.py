@@ -1,0 +1,256 @@
+"""What goes wrong in a run, and when: chosen by chance, and counted by kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from random import Random
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import deferLater
+
+from flowtx.errors import StorageError
+from tests.simulation.clients import Device
+from tests.simulation.clock import NodeClock
+from tests.simulation.database import Database
+from tests.simulation.node import Node
+from tests.simulation.nodes import Nodes
+from tests.simulation.trace import Trace
+
+PLACES: Final = (
+    "push.committed",
+    "inbox.changed",
+    "inbox.backlog",
+    "inbox.page",
+    "listen.woken",
+    "receipts.written",
+    "session.user",
+    "session.closing",
+    "session.ready",
+    "channel.join",
+    "channel.end",
+    "token.verified",
+    "history.written",
+    "presence.recorded",
+    "drain.shut",
+)
+"""The fault points of flowtx."""
+
+
+class Crash(Exception):  # noqa: N818
+    """What Sessions are crashed with."""
+
+
+class Nemesis:
+    """See the module; it is also the `flowtx.faultpoints.Faults` of the run.
+
+    Attributes:
+        counts: how many faults there were, by kind.
+        skew: by how many seconds the wall clock is wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: NodeClock,
+        chance: Random,
+        trace: Trace,
+        nodes: Nodes,
+        database: Database,
+        devices: Sequence[Device],
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.skew = 0.0
+        self._clock = clock
+        self._chance = chance
+        self._trace = trace
+        self._nodes = nodes
+        self._database = database
+        self._devices = devices
+        self._probable: dict[str, float] = {}
+        self._kinds: dict[str, Callable[[], None]] = {
+            "kill": self._kill,
+            "drain": self._drain,
+            "freeze": self._freeze,
+            "database down": self._database_down,
+            "database hangs": self._database_hangs,
+            "database cut": self._database.cut,
+            "database slow": self._database_slow,
+            "notify lost": self._notify_lost,
+            "link cut": self._link_cut,
+            "black hole": self._black_hole,
+            "link slow": self._link_slow,
+            "reads nothing": self._reads_nothing,
+            "clock step": self._clock_step,
+            "session crash": self._session_crash,
+            "session stop": self._session_stop,
+            "revocation": self._revocation,
+            "disconnect": self._disconnect,
+        }
+
+    def plan(self, count: int, begin: float, end: float) -> None:
+        """Choose what goes wrong between two times."""
+        chance = self._chance
+        for place in chance.sample(PLACES, chance.randint(0, 5)):
+            self._probable[place] = chance.choice((0.05, 0.2, 0.5))
+        if chance.random() < 0.3:
+            self._nodes.lateness = chance.choice((0.005, 0.05, 0.5))
+            self.counts["timers late"] += 1
+        # A few kinds a run, so that they meet.
+        kinds = chance.sample(sorted(self._kinds), 4)
+        for _ in range(count):
+            self._clock.callLater(chance.uniform(begin, end), self._strike, chance.choice(kinds))
+
+    def _strike(self, kind: str) -> None:
+        self._trace.note(f"nemesis {kind}")
+        self.counts[kind] += 1
+        self._kinds[kind]()
+
+    def heal(self) -> None:
+        """Let nothing go wrong any more, and mend what is broken."""
+        self._trace.note("nemesis heals")
+        self._probable.clear()
+        self._nodes.lateness = 0.0
+        self.skew = 0.0
+        self._thaw()
+        self._database.come_back()
+        for device in self._devices:
+            self._heal_route(device)
+
+    # The fault points
+
+    def stall(self, place: str) -> Awaitable[None]:
+        node = self._nodes.current
+        if node is None or not self._happens(place):
+            return succeed(None)
+        chance = self._chance
+        return deferLater(node.clock, chance.choice((0.0, 0.01, 0.1, 1.0, 2.5)) * chance.random())
+
+    def strikes(self, place: str) -> bool:
+        return self._happens(place)
+
+    def _happens(self, place: str) -> bool:
+        if place not in PLACES:
+            raise AssertionError(f"{place} is not in the list of fault points")
+        probability = self._probable.get(place)
+        if probability is None or self._chance.random() >= probability:
+            return False
+        self.counts[f"at {place}"] += 1
+        self._trace.note(f"fault at {place}")
+        return True
+
+    # Nodes
+
+    def _kill(self) -> None:
+        self._nodes.kill(self._chance.choice((0.05, 0.5, 3.0)), with_host=self._chance.random() < 0.3)
+
+    def _drain(self) -> None:
+        self._nodes.drain(self._chance.choice((0.0, 0.3)))
+
+    def _freeze(self) -> None:
+        node = self._nodes.current
+        if node is not None:
+            node.clock.freeze()
+            self._clock.callLater(self._chance.uniform(0.2, 8.0), node.clock.thaw)
+
+    def _thaw(self) -> None:
+        if self._nodes.current is not None:
+            self._nodes.current.clock.thaw()
+
+    def _clock_step(self) -> None:
+        self.skew = self._chance.choice((-3600.0, -30.0, 30.0, 3600.0, 86_400.0))
+        self._clock.callLater(self._chance.uniform(0.5, 6.0), self._step_back)
+
+    def _step_back(self) -> None:
+        self.skew = 0.0
+
+    # The database
+
+    def _database_down(self) -> None:
+        self._database.go_down()
+        self._clock.callLater(self._chance.uniform(0.2, 6.0), self._database.come_back)
+
+    def _database_hangs(self) -> None:
+        self._database.hang()
+        self._clock.callLater(self._chance.uniform(0.5, 8.0), self._database.come_back)
+
+    def _database_slow(self) -> None:
+        self._database.slowness = self._chance.choice((0.05, 0.5, 2.0))
+        self._clock.callLater(self._chance.uniform(1.0, 6.0), self._database.come_back)
+
+    def _notify_lost(self) -> None:
+        self._database.deafness = self._chance.choice((0.5, 1.0))
+        self._clock.callLater(self._chance.uniform(2.0, 10.0), self._database.come_back)
+
+    # The network
+
+    def _link_cut(self) -> None:
+        device = self._chance.choice(self._devices)
+        for connection in tuple(device.route.connections):
+            pipe = self._chance.choice((connection.up, connection.down))
+            pipe.cut_after = int(self._chance.expovariate(1 / 400))
+
+    def _black_hole(self) -> None:
+        device = self._chance.choice(self._devices)
+        device.route.block(*self._chance.choice((("up",), ("down",), ("up", "down"))))
+        self._clock.callLater(self._chance.uniform(0.5, 16.0), device.route.open)
+
+    def _link_slow(self) -> None:
+        device = self._chance.choice(self._devices)
+        device.route.latency = self._chance.choice((0.1, 0.5, 2.0))
+        self._clock.callLater(self._chance.uniform(1.0, 8.0), self._heal_route, device)
+
+    def _reads_nothing(self) -> None:
+        device = self._chance.choice(self._devices)
+        transport = device.transport
+        if transport is not None:
+            transport.set_slow(True)
+            self._clock.callLater(self._chance.uniform(1.0, 15.0), transport.set_slow, False)
+
+    @staticmethod
+    def _heal_route(device: Device) -> None:
+        device.route.latency = 0.01
+        device.route.open()
+        if device.transport is not None:
+            device.transport.set_slow(False)
+
+    # What operators and applications do
+
+    def _user(self) -> str:
+        return self._chance.choice(self._devices).user
+
+    def _session_crash(self) -> None:
+        user = self._user()
+
+        async def crash() -> None:
+            raise Crash
+
+        def spawn(node: Node) -> None:
+            session = node.sessions.get_session(user)
+            if session is not None:
+                session.spawn(crash())
+
+        self._on_node(spawn)
+
+    def _session_stop(self) -> None:
+        user = self._user()
+        self._on_node(lambda node: _asked(node.sessions.stop_session(user)))
+
+    def _revocation(self) -> None:
+        user = self._user()
+        self._on_node(lambda node: _asked(node.sessions.revoke(user_id=user)))
+
+    def _disconnect(self) -> None:
+        topic = f"users_socket:{self._user()}"
+        self._on_node(lambda node: node.pubsub.broadcast(topic, "disconnect", {}))
+
+    def _on_node(self, call: Callable[[Node], object]) -> None:
+        node = self._nodes.current
+        if node is not None and node.state == "up":
+            node.clock.callLater(0, call, node)
+
+
+def _asked(question: Coroutine[Any, Any, object]) -> None:
+    """Ask for something, and take it as it comes where the database cannot be asked."""
+    Deferred.fromCoroutine(question).addErrback(lambda failure: failure.trap(StorageError))
