@@ -186,6 +186,7 @@ class Device:
         self._join: Join | None = None
         self._live_after = 0
         self._highest = 0
+        self._news: int | None = None
         self._opening: Opening | None = None
         self._reconnect = Timer(clock, self._connect)
         self._beat = Timer(clock, self._beats)
@@ -262,6 +263,8 @@ class Device:
         token, ttl = self._token(self.user)
         if self.renews:
             self._renewal.set(ttl * 0.7)
+        if self._chance.random() < 0.1:  # somebody opens the page and leaves it
+            self._patience.set(self._chance.uniform(0.0, 0.1))
         transport.write(request(f"/socket/websocket?token={token}&vsn=2.0.0"))
 
     def received(self, data: bytes) -> None:
@@ -374,12 +377,15 @@ class Device:
             topic.crashed()
         elif event == "notification":
             self._notified(payload)
+        elif event == "news":
+            self._heard(payload.get("number"))
         elif event == "presence_state":
             self.presence.receive_state(payload)
         elif event == "presence_diff":
             self.presence.receive_diff(payload)
 
     def _join_payload(self) -> dict[str, Any]:
+        self._news = None
         if self.forgetful:
             self._join = Join(0)
             self._highest = 0
@@ -406,6 +412,12 @@ class Device:
         self.shown.seqs.add(seen.seq)
         if self._chance.random() < 0.3:
             self._ack.set(0.2)
+
+    def _heard(self, number: int | None) -> None:
+        if number is not None:
+            if self._news not in (None, number - 1):
+                self.shown.faults.append(f"{self.name}: news {number} came next to {self._news}")
+            self._news = number
 
     def _acknowledge(self) -> None:
         if self.inbox.state == "joined":

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from random import Random
-from typing import Any
 
 from twisted.internet.base import DelayedCall
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
+from twisted.logger import Logger
 
 _Due = tuple[float, float, int, "NodeClock", DelayedCall]
 
@@ -26,6 +26,8 @@ class Time:
         now: seconds.
         steps: how many things have been done.
     """
+
+    _log = Logger()
 
     def __init__(self, chance: Random) -> None:
         self.now = 0.0
@@ -65,7 +67,10 @@ class Time:
             del clock.pending[call]
             call.called = 1
             self.steps += 1
-            call.func(*call.args, **call.kw)
+            try:
+                call.func(*call.args, **call.kw)
+            except Exception:
+                self._log.failure("Unhandled: {call}", call=name_of(call))
         self.now = max(self.now, until)
 
 
@@ -95,7 +100,11 @@ class NodeClock(Clock):
         return self._time.now
 
     def callLater(
-        self, delay: float, callable: Callable[..., object], *args: object, **kw: object  # noqa: A002
+        self,
+        delay: float,
+        callable: Callable[..., object],  # noqa: A002
+        *args: object,
+        **kw: object,
     ) -> IDelayedCall:
         assert delay >= 0, f"{callable} is to be called {delay} s ago"
         when = self._time.now + delay
@@ -136,6 +145,6 @@ class NodeClock(Clock):
         self.held.clear()
 
 
-def names_of(calls: Sequence[Any]) -> list[str]:
+def name_of(call: DelayedCall) -> str:
     """Name what is to be called, for people to read."""
-    return sorted(getattr(call.func, "__qualname__", repr(call.func)) for call in calls)
+    return str(getattr(call.func, "__qualname__", type(call.func).__qualname__))

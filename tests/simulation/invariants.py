@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
-from tests.faults.checker import check
-from tests.faults.history import History, Row
-from tests.simulation.clients import Device
-from tests.simulation.clock import names_of
-from tests.simulation.database import Database
-from tests.simulation.node import Node
-from tests.simulation.nodes import Nodes
-from tests.simulation.writers import Writers
 from flowtx.channels.socket import MAX_QUEUED
 from flowtx.channels.throttle import FULL
 from flowtx.notifications.reader import WINDOW
 from flowtx.presence.store import Status
+from tests.faults.checker import check
+from tests.faults.history import History, Outcome, Row
+from tests.simulation.clients import Device
+from tests.simulation.clock import name_of
+from tests.simulation.database import Database
+from tests.simulation.node import Node
+from tests.simulation.nodes import Nodes
+from tests.simulation.writers import Writers
 
 ONLINE: Final = "users:online"
+Truth = dict[str, list[tuple[str, str | None]]]
+"""By user, their devices with what each has said of its user; None where that is not known."""
 IDLE: Final = frozenset({"Periodic._begin", "Listener._look", "Slot._check"})
 """What a node that nobody uses still does from time to time."""
 
@@ -70,7 +72,7 @@ class Invariants:
 
     def _not_shown(self) -> Iterator[str]:
         inboxes = self._database.inboxes._inboxes
-        marked = {user: 0 for user in inboxes}
+        marked = dict.fromkeys(inboxes, 0)
         for device in self._devices:
             marked[device.user] = max(marked.get(device.user, 0), device.marked)
         for device in self._devices:
@@ -81,7 +83,7 @@ class Invariants:
                 yield f"{device.name} was not shown {sorted(missing)}"
 
     def _absent(self, node: Node) -> Iterator[str]:
-        truth: dict[str, list[tuple[str, str | None]]] = {}
+        truth: Truth = {}
         for device in self._devices:
             truth.setdefault(device.user, []).append((device.name, device.status))
         for device in self._devices:
@@ -121,7 +123,7 @@ class Invariants:
     def judge_end(self, node: Node) -> None:
         """See that a node that was stopped has left nothing behind."""
         if node.clock.pending:
-            self.broken.append(f"a stopped node will still call {names_of(tuple(node.clock.pending))}")
+            self.broken.append(f"a stopped node will still call {sorted(map(name_of, node.clock.pending))}")
         if node.history.waiting or node.presence_recorder.waiting:
             self.broken.append("a stopped node has not written all rows")
         known = self._database.history._sessions
@@ -152,7 +154,7 @@ def _bounds(node: Node) -> Iterator[str]:
         socket = protocol._socket
         if socket is None:
             continue
-        if MAX_QUEUED + 1 < socket._queued % FULL:
+        if socket._queued % FULL > MAX_QUEUED + 1:
             yield f"{socket._queued} messages of a client wait"
         if socket.closed is False and node.sessions.get_session(socket.principal.user_id) is None:
             yield f"{socket.principal.user_id} has a connection without a Session"
@@ -184,12 +186,13 @@ def _remains(node: Node) -> Iterator[str]:
         yield f"{node.gate.under_way} requests"
     if node.history.waiting or node.presence_recorder.waiting:
         yield "rows that wait for the database"
-    other = [name for name in names_of(tuple(node.clock.pending)) if name not in IDLE]
+    other = sorted({*map(name_of, node.clock.pending)} - IDLE)
     if other:
         yield f"timers: {other}"
 
 
-def _differs(truth: dict[str, list[tuple[str, str | None]]], shown: dict[str, dict[str, list[dict[str, str]]]]) -> str:
+def _differs(truth: Truth, shown: dict[str, Any]) -> str:
+    """Tell in what a client's view of who is present is wrong."""
     for user in sorted(truth.keys() | shown.keys()):
         devices = sorted(truth.get(user, []), key=str)
         metas = [(meta["device"], meta["status"]) for meta in shown.get(user, {"metas": []})["metas"]]
@@ -210,7 +213,5 @@ def _committed(writers: Writers, rows: Sequence[Row]) -> frozenset[str]:
     """The markers of the transactions that committed: there is no other table here to tell them by."""
     stored = {row.marker for row in rows}
     return frozenset(
-        push.marker
-        for push in writers.pushes
-        if push.completed_at < float("inf") and push.outcome.value == "acknowledged" or push.marker in stored
+        push.marker for push in writers.pushes if push.outcome is Outcome.OK or push.marker in stored
     )

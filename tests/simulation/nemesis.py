@@ -14,6 +14,7 @@ from flowtx.errors import StorageError
 from tests.simulation.clients import Device
 from tests.simulation.clock import NodeClock
 from tests.simulation.database import Database
+from tests.simulation.news import News
 from tests.simulation.node import Node
 from tests.simulation.nodes import Nodes
 from tests.simulation.trace import Trace
@@ -59,6 +60,8 @@ class Nemesis:
         nodes: Nodes,
         database: Database,
         devices: Sequence[Device],
+        news: News,
+        push: Callable[[], object],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.skew = 0.0
@@ -68,50 +71,41 @@ class Nemesis:
         self._nodes = nodes
         self._database = database
         self._devices = devices
+        self._news = news
+        self._push = push
         self._probable: dict[str, float] = {}
-        self._kinds: dict[str, Callable[[], None]] = {
-            "kill": self._kill,
-            "drain": self._drain,
-            "freeze": self._freeze,
-            "database down": self._database_down,
-            "database hangs": self._database_hangs,
-            "database cut": self._database.cut,
-            "database slow": self._database_slow,
-            "notify lost": self._notify_lost,
-            "link cut": self._link_cut,
-            "black hole": self._black_hole,
-            "link slow": self._link_slow,
-            "reads nothing": self._reads_nothing,
-            "clock step": self._clock_step,
-            "session crash": self._session_crash,
-            "session stop": self._session_stop,
-            "revocation": self._revocation,
-            "disconnect": self._disconnect,
-        }
 
     def plan(self, count: int, begin: float, end: float) -> None:
         """Choose what goes wrong between two times."""
         chance = self._chance
-        for place in chance.sample(PLACES, chance.randint(0, 5)):
-            self._probable[place] = chance.choice((0.05, 0.2, 0.5))
+        self.haunt(chance.randint(0, 8))
         if chance.random() < 0.3:
             self._nodes.lateness = chance.choice((0.005, 0.05, 0.5))
             self.counts["timers late"] += 1
         # A few kinds a run, so that they meet.
-        kinds = chance.sample(sorted(self._kinds), 4)
+        kinds = chance.sample(sorted(KINDS), 4)
         for _ in range(count):
-            self._clock.callLater(chance.uniform(begin, end), self._strike, chance.choice(kinds))
+            self._clock.callLater(chance.uniform(begin, end), self.strike, chance.choice(kinds))
 
-    def _strike(self, kind: str) -> None:
+    def haunt(self, count: int) -> None:
+        """Choose fault points at which something may go wrong from now on."""
+        for place in self._chance.sample(PLACES, count):
+            self._probable[place] = self._chance.choice((0.05, 0.2, 0.5))
+
+    def strike(self, kind: str) -> None:
+        """Have something go wrong now."""
         self._trace.note(f"nemesis {kind}")
         self.counts[kind] += 1
-        self._kinds[kind]()
+        KINDS[kind](self)
 
-    def heal(self) -> None:
-        """Let nothing go wrong any more, and mend what is broken."""
-        self._trace.note("nemesis heals")
+    def relent(self) -> None:
+        """Let nothing go wrong at the fault points any more, and timers be in time."""
         self._probable.clear()
         self._nodes.lateness = 0.0
+
+    def heal(self) -> None:
+        """Mend what is broken; what may go wrong at the fault points goes on."""
+        self._trace.note("nemesis heals")
         self.skew = 0.0
         self._thaw()
         self._database.come_back()
@@ -125,6 +119,9 @@ class Nemesis:
         if node is None or not self._happens(place):
             return succeed(None)
         chance = self._chance
+        if place == "inbox.backlog" and chance.random() < 0.5:
+            # Into the gap between backlog and live, if there is one.
+            self._clock.callLater(chance.uniform(0.0, 0.1), self._push)
         return deferLater(node.clock, chance.choice((0.0, 0.01, 0.1, 1.0, 2.5)) * chance.random())
 
     def strikes(self, place: str) -> bool:
@@ -175,6 +172,9 @@ class Nemesis:
         self._database.hang()
         self._clock.callLater(self._chance.uniform(0.5, 8.0), self._database.come_back)
 
+    def _database_cut(self) -> None:
+        self._database.cut()
+
     def _database_slow(self) -> None:
         self._database.slowness = self._chance.choice((0.05, 0.5, 2.0))
         self._clock.callLater(self._chance.uniform(1.0, 6.0), self._database.come_back)
@@ -206,7 +206,9 @@ class Nemesis:
         transport = device.transport
         if transport is not None:
             transport.set_slow(True)
+            device.route.window = 2_000
             self._clock.callLater(self._chance.uniform(1.0, 15.0), transport.set_slow, False)
+            self._on_node(lambda node: self._news.publish(node, device.user, 20, None))
 
     @staticmethod
     def _heal_route(device: Device) -> None:
@@ -245,6 +247,10 @@ class Nemesis:
         topic = f"users_socket:{self._user()}"
         self._on_node(lambda node: node.pubsub.broadcast(topic, "disconnect", {}))
 
+    def _reload(self) -> None:
+        for device in self._devices:
+            self._clock.callLater(self._chance.uniform(0.0, 0.5), device.do, "reload")
+
     def _on_node(self, call: Callable[[Node], object]) -> None:
         node = self._nodes.current
         if node is not None and node.state == "up":
@@ -254,3 +260,26 @@ class Nemesis:
 def _asked(question: Coroutine[Any, Any, object]) -> None:
     """Ask for something, and take it as it comes where the database cannot be asked."""
     Deferred.fromCoroutine(question).addErrback(lambda failure: failure.trap(StorageError))
+
+
+KINDS: Final[dict[str, Callable[[Nemesis], None]]] = {
+    "kill": Nemesis._kill,
+    "drain": Nemesis._drain,
+    "freeze": Nemesis._freeze,
+    "database down": Nemesis._database_down,
+    "database hangs": Nemesis._database_hangs,
+    "database cut": Nemesis._database_cut,
+    "database slow": Nemesis._database_slow,
+    "notify lost": Nemesis._notify_lost,
+    "link cut": Nemesis._link_cut,
+    "black hole": Nemesis._black_hole,
+    "link slow": Nemesis._link_slow,
+    "reads nothing": Nemesis._reads_nothing,
+    "clock step": Nemesis._clock_step,
+    "session crash": Nemesis._session_crash,
+    "session stop": Nemesis._session_stop,
+    "revocation": Nemesis._revocation,
+    "disconnect": Nemesis._disconnect,
+    "reload": Nemesis._reload,
+}
+"""What can go wrong, by name."""

@@ -13,13 +13,13 @@ who reads, a reset by who reads or writes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from random import Random
 from typing import Any, Final
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IConsumer, ITCPTransport
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -160,6 +160,8 @@ class End:
         clock: of who has it.
         connected: whether the protocol has not been told of the end.
     """
+
+    _log = Logger()
 
     def __init__(self, name: str, connection: Connection, clock: NodeClock, buffer_size: int) -> None:
         self.name = name
@@ -343,7 +345,12 @@ class End:
                 self._unread.appendleft(data[size:])
                 data = data[:size]
             connection.trace.data(self.name, data)
-            self.protocol.dataReceived(data)
+            try:
+                self.protocol.dataReceived(data)
+            except Exception as problem:  # as a reactor does it
+                self._log.failure("{name} failed", name=self.name)
+                self._lost(problem)
+                return
             self.by.taken(len(data))
         if self.connected and self.reading and not self._unread:
             if self._ended == FIN:

@@ -162,7 +162,7 @@ class Node:
     ) -> None:
         self.number = number
         self.state = "starting"
-        self.clock = clock = NodeClock(time, late)
+        self.clock = NodeClock(time, late)
         self.settings = settings
         self.metrics = Metrics()
         self.gate = Gate()

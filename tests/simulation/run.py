@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final
+from typing import Final
 
-from twisted.logger import LogEvent
+from twisted.logger import ILogObserver, LogEvent
+from zope.interface import implementer
 
 from flowtx.auth import mint
 from flowtx.settings import Settings
@@ -26,9 +27,10 @@ from tests.simulation.database import Database
 from tests.simulation.invariants import Invariants
 from tests.simulation.nemesis import Crash, Nemesis
 from tests.simulation.network import Network
+from tests.simulation.news import News
 from tests.simulation.node import ALGORITHM, SECRET
 from tests.simulation.nodes import Nodes
-from tests.simulation.sources import faults_at, logged_to, replaced, seeded
+from tests.simulation.sources import bygone, faults_at, logged_to, replaced, seeded
 from tests.simulation.trace import Trace
 from tests.simulation.writers import Writers
 
@@ -40,6 +42,8 @@ REST_WITHIN: Final = 90.0
 """Seconds after the last fault in which all must have come to rest."""
 GONE_WITHIN: Final = 60.0
 STOP_WITHIN: Final = 40.0
+USES: Final = ("status", "status", "read", "list", "reload", "rejoin", "broadcast", "broadcast")
+"""What users and applications do; see `Device.do`."""
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
 
 
+@implementer(ILogObserver)
 class Log:
     """Keeps what is logged as a failure, which only the crashes are that were wanted."""
 
@@ -88,11 +93,24 @@ def run(seed: int, tell: Callable[[str], object] | None = None) -> Report:
         seed: which.
         tell: is given all that happens, line by line.
     """
+    return next(run_all([seed], tell))
+
+
+def run_all(seeds: Iterable[int], tell: Callable[[str], object] | None = None) -> Iterator[Report]:
+    """Run seeds, one after the other; see `run`."""
     collecting = gc.isenabled()
-    gc.disable()  # when what is collected would be chance
+    # When something is collected would be chance; what was there before has no part in it.
+    gc.disable()
+    gc.collect()
+    gc.freeze()
     try:
-        return Run(seed, tell).report()
+        for seed in seeds:
+            report = Run(seed, tell).report()
+            with bygone():
+                gc.collect()
+            yield report
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
 
@@ -121,7 +139,7 @@ class Run:
             max_devices=chance.choice((2, 20, 20)),
             users_query="claims",
         )
-        self.ttl = chance.choice((25.0, 600.0, 600.0))
+        self.ttl = chance.choice((6.0, 600.0, 600.0))
         self.nodes = Nodes(
             self.settings,
             time=self.time,
@@ -133,9 +151,7 @@ class Run:
             trace=self.trace,
         )
         self.devices = [
-            device
-            for user in self.users
-            for device in self._devices_of(user, chance.choice((1, 1, 2)))
+            device for user in self.users for device in self._devices_of(user, chance.choice((1, 1, 2)))
         ]
         self.writers = Writers(
             self.users,
@@ -144,6 +160,7 @@ class Run:
             database=self.database,
             node=lambda: self.nodes.current,
         )
+        self.news = News()
         self.nemesis = Nemesis(
             clock=self.outside,
             chance=chance,
@@ -151,6 +168,8 @@ class Run:
             nodes=self.nodes,
             database=self.database,
             devices=self.devices,
+            news=self.news,
+            push=self.writers.push,
         )
         self.invariants = Invariants(
             nodes=self.nodes, database=self.database, devices=self.devices, writers=self.writers
@@ -210,18 +229,32 @@ class Run:
         self.nodes.start()
         for device in self.devices:
             outside.callLater(chance.uniform(0.0, 3.0), device.start)
-        outside.callLater(1.0, self.writers.start, chance.choice((0.1, 0.5, 1.0)))
-        outside.callLater(1.0, self._use, chance.choice((0.2, 1.0, 3.0)))
-        self.nemesis.plan(chance.randint(3, 8), BEGIN, HEAL - 1.0)
+        outside.callLater(1.0, self.writers.start, chance.choice((0.15, 0.5, 1.0)))
+        outside.callLater(1.0, self._use, chance.choice((0.3, 1.0, 3.0)))
+        self.nemesis.plan(chance.randint(4, 10), BEGIN, HEAL - 1.0)
+        # The last push may come when nothing else happens, or when all is in pieces.
+        outside.callLater(chance.choice((HEAL, HEAL, 14.0)), self.writers.stop)
         self._pass(HEAL)
-        self.writers.stopped = True
         self.nemesis.heal()
+        finish = chance.choice((None, "notify lost", "kill", "drain", "database cut", "reload"))
+        if finish is not None:
+            self._finish(finish)
         if not self._pass_until(REST_WITHIN, self.invariants.unrest, "not at rest"):
             self.invariants.gather()
             return
         self.invariants.judge()
         self._leave()
         self.invariants.gather()
+
+    def _finish(self, kind: str) -> None:
+        """Have a last fault, and a last push to each user meanwhile; no wake-up follows that."""
+        self.nemesis.haunt(4)
+        self.database.slowness = self.chance.choice((0.0, 0.05, 0.5))
+        self.outside.callLater(8.0, self.database.come_back)
+        self.nemesis.strike(kind)
+        for user in self.users:
+            self.outside.callLater(self.chance.uniform(0.0, 1.0), self.writers.push, [user])
+        self._pass(self.time.now + 2.0)
 
     def _pass(self, until: float) -> None:
         while self.time.now < until:
@@ -243,21 +276,18 @@ class Run:
             return
         chance = self.chance
         self.outside.callLater(chance.expovariate(1 / every), self._use, every)
-        what = chance.choice(("status", "status", "read", "list", "reload", "rejoin", "burst", "broadcast"))
+        what = "burst" if chance.random() < 0.04 else chance.choice(USES)
         if what != "broadcast":
             chance.choice(self.devices).do(what)
             return
         node, user = self.nodes.current, chance.choice(self.users)
         if node is not None and node.state == "up":
-            for _ in range(chance.choice((1, 20))):
-                node.clock.callLater(0, self._broadcast, node, user, chance.choice((None, "a", "b")))
-
-    @staticmethod
-    def _broadcast(node: Any, user: str, key: str | None) -> None:
-        node.sessions.broadcast_to_users([user], "news", {"text": "x" * 1_500}, key=key)
+            count, key = chance.choice((1, 20)), chance.choice((None, "a", "b"))
+            node.clock.callLater(0, self.news.publish, node, user, count, key)
 
     def _leave(self) -> None:
         """Have all clients go, and stop the node."""
+        self.nemesis.relent()
         for device in self.devices:
             self.outside.callLater(
                 self.chance.random(), device.stop, self.chance.choice(("close", "drop", "vanish"))

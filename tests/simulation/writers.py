@@ -60,10 +60,14 @@ class Writers:
             self.push()
             self._clock.callLater(self._chance.expovariate(1 / every), self.start, every)
 
-    def push(self) -> None:
-        """Push a notification to some users."""
+    def stop(self) -> None:
+        """Begin no more."""
+        self.stopped = True
+
+    def push(self, to: Sequence[str] = ()) -> None:
+        """Push a notification to users; to some of them where none is named."""
         chance = self._chance
-        users = tuple(chance.sample(self._users, min(len(self._users), chance.choice((1, 1, 1, 2)))))
+        users = tuple(to or chance.sample(self._users, min(len(self._users), chance.choice((1, 1, 1, 2)))))
         marker = f"m{next(self._numbers)}"
         by_sql = chance.random() < 0.25
         push = Push(marker, users, Way.SQL if by_sql else Way.HTTP, self._clock.seconds())
