@@ -25,6 +25,7 @@ class Time:
     Attributes:
         now: seconds.
         steps: how many things have been done.
+        running: the clock of whoever does something now.
     """
 
     _log = Logger()
@@ -32,6 +33,7 @@ class Time:
     def __init__(self, chance: Random) -> None:
         self.now = 0.0
         self.steps = 0
+        self.running: NodeClock | None = None
         self._chance = chance.random
         self._due: list[_Due] = []
         self._number = 0
@@ -65,6 +67,7 @@ class Time:
                 clock.held.append(one)
                 continue
             del clock.pending[call]
+            self.running = clock
             call.called = 1
             self.steps += 1
             try:

@@ -45,8 +45,7 @@ class Invariants:
 
     def watch(self) -> None:
         """See that nothing is more than it may be."""
-        node = self._nodes.current
-        if node is not None:
+        for node in self._nodes.alive:
             self.broken += _bounds(node)
 
     # At rest
@@ -60,6 +59,8 @@ class Invariants:
         if node is None or node.state != "up":
             yield "there is no node"
             return
+        if self._nodes.leaving is not None:
+            yield "a node is still there that has been stopped"
         if self._writers.open:
             yield f"{self._writers.open} pushes are not acknowledged"
         for device in self._devices:
@@ -140,7 +141,7 @@ class Invariants:
     def gather(self) -> None:
         """Take what nodes and their witnesses saw."""
         self.broken += self._nodes.faults
-        for node in (*self._nodes.past, *([self._nodes.current] if self._nodes.current else ())):
+        for node in (*self._nodes.past, *self._nodes.alive):
             self.broken += node.witness.faults
 
 

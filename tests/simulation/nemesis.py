@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 
 from flowtx.errors import StorageError
 from tests.simulation.clients import Device
-from tests.simulation.clock import NodeClock
+from tests.simulation.clock import NodeClock, Time
 from tests.simulation.database import Database
 from tests.simulation.news import News
 from tests.simulation.node import Node
@@ -54,6 +54,7 @@ class Nemesis:
     def __init__(
         self,
         *,
+        time: Time,
         clock: NodeClock,
         chance: Random,
         trace: Trace,
@@ -65,6 +66,7 @@ class Nemesis:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.skew = 0.0
+        self._time = time
         self._clock = clock
         self._chance = chance
         self._trace = trace
@@ -115,14 +117,14 @@ class Nemesis:
     # The fault points
 
     def stall(self, place: str) -> Awaitable[None]:
-        node = self._nodes.current
-        if node is None or not self._happens(place):
+        running = self._time.running
+        if running is None or not self._happens(place):
             return succeed(None)
         chance = self._chance
         if place == "inbox.backlog" and chance.random() < 0.5:
             # Into the gap between backlog and live, if there is one.
             self._clock.callLater(chance.uniform(0.0, 0.1), self._push)
-        return deferLater(node.clock, chance.choice((0.0, 0.01, 0.1, 1.0, 2.5)) * chance.random())
+        return deferLater(running, chance.choice((0.0, 0.01, 0.1, 1.0, 2.5)) * chance.random())
 
     def strikes(self, place: str) -> bool:
         return self._happens(place)
@@ -145,15 +147,17 @@ class Nemesis:
     def _drain(self) -> None:
         self._nodes.drain(self._chance.choice((0.0, 0.3)))
 
+    def _roll(self) -> None:
+        self._nodes.roll()
+
     def _freeze(self) -> None:
-        node = self._nodes.current
-        if node is not None:
+        for node in self._nodes.alive:
             node.clock.freeze()
             self._clock.callLater(self._chance.uniform(0.2, 8.0), node.clock.thaw)
 
     def _thaw(self) -> None:
-        if self._nodes.current is not None:
-            self._nodes.current.clock.thaw()
+        for node in self._nodes.alive:
+            node.clock.thaw()
 
     def _clock_step(self) -> None:
         self.skew = self._chance.choice((-3600.0, -30.0, 30.0, 3600.0, 86_400.0))
@@ -265,6 +269,7 @@ def _asked(question: Coroutine[Any, Any, object]) -> None:
 KINDS: Final[dict[str, Callable[[Nemesis], None]]] = {
     "kill": Nemesis._kill,
     "drain": Nemesis._drain,
+    "roll": Nemesis._roll,
     "freeze": Nemesis._freeze,
     "database down": Nemesis._database_down,
     "database hangs": Nemesis._database_hangs,

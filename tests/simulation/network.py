@@ -458,9 +458,10 @@ class Network:
         """Let clients connect to a server."""
         self._listening = factory, clock
 
-    def close(self) -> None:
-        """Let nobody connect any more."""
-        self._listening = None
+    def close(self, clock: NodeClock) -> None:
+        """Let nobody connect to a server any more; another one may have taken its place."""
+        if self._listening is not None and self._listening[1] is clock:
+            self._listening = None
 
     def connect(self, route: Route, protocol: Any) -> None:
         """Connect a client: its ``connectionMade`` is called, or its ``connectionFailed``."""
@@ -497,7 +498,7 @@ class Network:
 
     def crash(self, clock: NodeClock, *, silently: bool) -> None:
         """End the connections of a server that has died, with its host where that is silent."""
-        self.close()
+        self.close(clock)
         for route in self.routes:
             for connection in tuple(route.connections):
                 if connection.server.clock is clock:

@@ -92,7 +92,8 @@ class Door(Service):
 
     def stopService(self) -> None:
         super().stopService()
-        self._listening[0].close()
+        network, _, clock = self._listening
+        network.close(clock)
 
 
 @implementer(ISessionObserver)

@@ -24,6 +24,7 @@ class Nodes:
 
     Attributes:
         current: the node that there is, in any state but ``gone``; or None.
+        leaving: one that is being drained while the current one has taken its place.
         past: those that have ended.
         faults: what went wrong that must not.
         lateness: by up to how many seconds timers of a node are late.
@@ -42,6 +43,7 @@ class Nodes:
         trace: Trace,
     ) -> None:
         self.current: Node | None = None
+        self.leaving: Node | None = None
         self.past: list[Node] = []
         self.faults: list[str] = []
         self.lateness = 0.0
@@ -94,6 +96,24 @@ class Nodes:
         node = self.current
         if node is not None and node.state == "up":
             node.stop().addCallback(lambda _: self._bury(node, again_after))
+
+    def roll(self) -> None:
+        """Stop the node, and start another one that takes its place meanwhile."""
+        node = self.current
+        if node is not None and node.state == "up" and self.leaving is None:
+            self.leaving, self.current = node, None
+            node.stop().addCallback(lambda _: self._left(node))
+            self.start()
+
+    def _left(self, node: Node) -> None:
+        self._trace.note(f"node {node.number} has left")
+        self.past.append(node)
+        self.leaving = None
+
+    @property
+    def alive(self) -> list[Node]:
+        """Those that there are."""
+        return [node for node in (self.leaving, self.current) if node is not None]
 
     def end(self) -> None:
         """Stop the node for good."""

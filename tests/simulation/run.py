@@ -162,6 +162,7 @@ class Run:
         )
         self.news = News()
         self.nemesis = Nemesis(
+            time=self.time,
             clock=self.outside,
             chance=chance,
             trace=self.trace,
@@ -236,7 +237,7 @@ class Run:
         outside.callLater(chance.choice((HEAL, HEAL, 14.0)), self.writers.stop)
         self._pass(HEAL)
         self.nemesis.heal()
-        finish = chance.choice((None, "notify lost", "kill", "drain", "database cut", "reload"))
+        finish = chance.choice((None, "notify lost", "kill", "drain", "roll", "database cut", "reload"))
         if finish is not None:
             self._finish(finish)
         if not self._pass_until(REST_WITHIN, self.invariants.unrest, "not at rest"):
