@@ -27,6 +27,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from flowtx import faultpoints
 from flowtx.batches import Batches, at_once
 from flowtx.errors import InvalidPayload, StorageError
 from flowtx.inbox import Backlog, INotificationStore, Joining, Notification, Page, Want
@@ -110,6 +111,8 @@ class Delivery:
             StorageError: the database cannot be asked.
         """
         backlog = await self._backlogs.answer(Joining(reader.user_id, after_seq))
+        if faultpoints.active:
+            await faultpoints.active.stall("inbox.backlog")
         entries = backlog.page.entries
         before = entries[0].seq - 1 if entries else backlog.last_seq
         unread_up_to = backlog.last_seq if after_seq is None else None
@@ -178,12 +181,13 @@ class Delivery:
         everybody, self._lost_track = self._lost_track, False
         try:
             self._mark, changed = await self._store.changed(self._mark)
+            if faultpoints.active:
+                await faultpoints.active.stall("inbox.changed")
         except BaseException:
             self._lost_track = everybody or self._lost_track
             raise
-        named = None if everybody else changed
-        for user_id in self._readers if named is None else self._readers.keys() & named:
-            for reader in self._readers[user_id]:
+        for user_id in self._readers if everybody or changed is None else changed:
+            for reader in self._readers.get(user_id, ()):
                 reader.behind = True
                 self._note(reader)
         self._read_on()
@@ -229,6 +233,8 @@ class Delivery:
             reader.behind = False
         try:
             pages = await self._store.pages(list(groups), WINDOW)
+            if faultpoints.active:
+                await faultpoints.active.stall("inbox.page")
         except BaseException:
             for readers in groups.values():
                 for reader in readers:
