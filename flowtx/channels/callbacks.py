@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from flowtx import faultpoints
 from flowtx.channels.channel import Channel, Reply, Stop, UnhandledEvent, error
 from flowtx.channels.mailbox import MAX_WAITING, Info, Item
 from flowtx.errors import InvalidPayload, PresenceFull, StorageError
@@ -28,6 +29,8 @@ _log = Logger()
 async def join(channel: Channel, message: Message) -> Reply:
     """Ask ``channel`` to let a client in; the answer, whatever happens."""
     try:
+        if faultpoints.active:
+            await faultpoints.active.stall("channel.join")
         result = channel.join(read_payload(message))
         if isawaitable(result):
             result = await result
@@ -113,6 +116,8 @@ async def terminate(channel: Channel, reason: str, clock: IReactorTime) -> None:
             _log.failure("Channel {channel} crashed in terminate", failure, channel=name(channel))
 
     try:
+        if faultpoints.active:
+            await faultpoints.active.stall("channel.end")
         result: Any = channel.terminate(reason)
         if isawaitable(result):
             running = as_deferred(result).addCallback(lambda given: _check_nothing(channel, given))

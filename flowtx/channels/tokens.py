@@ -10,6 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from flowtx import faultpoints
 from flowtx.channels.channel import error, ok
 from flowtx.errors import InvalidPayload, Refused, StorageError
 from flowtx.interfaces import Principal
@@ -82,6 +83,8 @@ class Renewal:
         if not isinstance(token, str):
             raise InvalidPayload("access_token takes an object with the token as access_token")
         principal = await tokens.verify(token)
+        if faultpoints.active:
+            await faultpoints.active.stall("token.verified")
         if principal.user_id != self._socket.principal.user_id:
             raise Refused("invalid_token")
         self._socket.principal = principal

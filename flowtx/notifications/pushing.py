@@ -21,6 +21,7 @@ from typing import Final
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from flowtx import faultpoints
 from flowtx.errors import InvalidPayload, Unavailable
 from flowtx.inbox import Busy, INotificationStore, Outcome, Push, Pushed
 
@@ -172,6 +173,8 @@ class Pushing:
         try:
             found = await self._store.push([queued.push for queued in batch], wait=False)
             outcomes = [outcome for outcome, _ in zip(found, batch, strict=True)]
+            if faultpoints.active:
+                await faultpoints.active.stall("push.committed")
         except InvalidPayload as problem:
             # Which of them it was is found by doing each by itself.
             outcomes = [problem if len(batch) == 1 else Busy()] * len(batch)

@@ -11,7 +11,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flowtx.errors import StorageError
+from flowtx import faultpoints
+from flowtx.errors import StorageError, UnknownOutcome
 from flowtx.inbox import INotificationStore, Receipts
 
 WRITE_AFTER: Final = 0.1
@@ -93,6 +94,8 @@ class ReceiptBook:
         exact = list(islice(self._exact, MAX_BATCH))
         up_to = list(islice(self._up_to.items(), MAX_BATCH))
         await self._store.mark_delivered(Receipts(exact, up_to))
+        if faultpoints.active and faultpoints.active.strikes("receipts.written"):
+            raise UnknownOutcome("a fault was wanted")
         for mark in exact:
             self._exact.pop(mark, None)
         for user_id, seq in up_to:

@@ -18,7 +18,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from flowtx.errors import StorageError
+from flowtx import faultpoints
+from flowtx.errors import StorageError, UnknownOutcome
 from flowtx.periodic import Periodic
 from flowtx.presence.store import Instance, IPresenceStore, PresenceChange, Seen, Status
 from flowtx.service import OrderedMultiService
@@ -197,6 +198,8 @@ class PresenceRecorder(OrderedMultiService):
                 # It was taken for dead, and its users for gone.
                 self._known, self._missed = False, True
                 continue
+            if faultpoints.active and faultpoints.active.strikes("presence.recorded"):
+                raise UnknownOutcome("a fault was wanted")
             for change in batch:
                 self._queue.popleft()
                 if self._last.get(change.user_id) is change:

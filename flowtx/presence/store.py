@@ -94,8 +94,10 @@ class IPresenceStore(Interface):
         """Keep changes, all or none.
 
         Each user is in there once. A change to online of a user who is not offline is no event, and a
-        change to offline has effect only where this instance told of the user last. ``attempt`` grows
-        from call to call; one that comes after a higher one has no effect.
+        change to offline has effect only where this instance told of the user last. What happened
+        before another instance told that the user is with it, as they still are, is no news: it may
+        have been told before, without an answer. ``attempt`` grows from call to call; one that comes
+        after a higher one has no effect.
 
         Fires with whether the instance is known, which `beat` makes it; if not, nothing is kept.
         """

@@ -27,6 +27,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from flowtx import faultpoints
 from flowtx.protocol.close import DRAIN
 from flowtx.service import settled
 from flowtx.sessions.machine import State
@@ -131,6 +132,8 @@ class Drainer(Service):
             entrance.shut()
         for door in self._doors:
             await self._stop(door)
+        if faultpoints.active:
+            await faultpoints.active.stall("drain.shut")
         waiting = deque(connection for entrance in self._entrances for connection in entrance.connections)
         told = len(waiting)
         if told:

@@ -21,7 +21,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from flowtx.errors import FlowtxError, InvalidPayload
+from flowtx import faultpoints
+from flowtx.errors import FlowtxError, InvalidPayload, UnknownOutcome
 from flowtx.interfaces import FinishedSession, IHistoryStore, ISessionObserver
 from flowtx.metrics import Metrics
 from flowtx.oneshot import OneShot
@@ -224,6 +225,8 @@ class History(Service):
         self._under_way = len(batch)
         try:
             await self._store.add(batch)
+            if faultpoints.active and faultpoints.active.strikes("history.written"):
+                raise UnknownOutcome("a fault was wanted")
         finally:
             self._under_way = 0
         for _ in batch:

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from flowtx import faultpoints
 from flowtx.errors import FlowtxError, Refused
 from flowtx.interfaces import ISessionObserver, Principal, User
 from flowtx.sessions.surroundings import Surroundings
@@ -73,6 +74,8 @@ class Start:
         for number, observer in enumerate(self._around.observers, 1):
             session.told = max(session.told, number)
             await observer.session_ready(session)
+            if faultpoints.active:
+                await faultpoints.active.stall("session.ready")
             if self._cancelled:
                 return
         _log.info(
@@ -86,6 +89,8 @@ class Start:
     async def _look_up(self) -> User:
         try:
             users = await self._around.directory.load([self._principal])
+            if faultpoints.active:
+                await faultpoints.active.stall("session.user")
         except FlowtxError:
             raise
         except Exception:
@@ -114,6 +119,8 @@ async def tell_closing(session: Session, observers: Sequence[ISessionObserver]) 
         connections=session.connections,
         restarts=session.restarts,
     )
+    if faultpoints.active:
+        await faultpoints.active.stall("session.closing")
     for observer in reversed(observers):
         try:
             await observer.session_closing(session)

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from flowtx import faultpoints
 from flowtx.errors import ConfigError, StartupError, StorageError
 from flowtx.storage.link import LinkFactory, PostgresLink, connection_string, first_line
 from flowtx.storage.slot import SETUP, Slot
@@ -79,7 +80,7 @@ class Listener(Service):
             reactor=reactor,
             random=random,
             setup=f'{SETUP};LISTEN "{quoted}"',
-            notified=self._look,
+            notified=self._notified,
             link=link,
         )
         self._channel = channel
@@ -192,6 +193,11 @@ class Listener(Service):
                 self._lost_at = self._reactor.seconds()
                 self._log.warn("LISTEN {channel} is lost: {why}", channel=self._channel, why=slot.reason)
             self._listening = False
+
+    def _notified(self) -> None:
+        if faultpoints.active and faultpoints.active.strikes("listen.woken"):
+            return
+        self._look()
 
     def _look(self) -> None:
         if not self.running:

@@ -24,6 +24,7 @@ class _Row:
     status: Status
     last_seen: float
     instance: Instance
+    told_of: float
     expires_at: float | None = None
 
 
@@ -53,15 +54,21 @@ class MemoryPresenceStore:
         self._expire({change.user_id for change in changes})
         for change in changes:
             row = self._rows.get(change.user_id)
-            if change.status == "offline" and (row is None or row.instance.id != instance.id):
-                continue
+            at = now - change.age
+            if row is None or row.instance.id != instance.id:
+                if change.status == "offline":
+                    continue
+                # Where the user has gone to another node since, which still has them, this is old.
+                held = row is not None and row.status != "offline" and row.expires_at is None
+                if row is not None and held and row.told_of > at:
+                    continue
             before: Status = "offline" if row is None else row.status
             last_seen = now - change.seen_age
             if row is not None:
                 last_seen = max(row.last_seen, last_seen)
-            self._rows[change.user_id] = _Row(change.status, last_seen, instance)
+            self._rows[change.user_id] = _Row(change.status, last_seen, instance, at)
             if (change.status == "offline") != (before == "offline"):
-                self._note(change.user_id, change.status, instance, now - change.age)
+                self._note(change.user_id, change.status, instance, at)
         return True
 
     async def beat(self, instance: Instance, window: float, silence: float = SILENCE) -> bool:

@@ -140,6 +140,28 @@ async def who_moves_to_another_node_stays_online(store: IPresenceStore) -> None:
     assert await events(store) == [("alice", "online", "here"), ("alice", "offline", "there")]
 
 
+async def what_happened_before_the_user_moved_is_no_news(store: IPresenceStore) -> None:
+    """A node tells again what it does not know to have been heard, though the user has gone on."""
+    await keep(store, HERE, change("alice", "online", 100))
+    await record(store, THERE, alice="away")
+    await keep(store, HERE, change("alice", "online", 100))
+    assert await status(store, "alice") == "away"
+    await record(store, HERE, alice="offline")
+    assert await status(store, "alice") == "away"
+    assert await events(store) == [("alice", "online", "here")]
+
+
+async def who_has_gone_from_another_node_is_told_of_however_late(store: IPresenceStore) -> None:
+    await record(store, HERE, alice="online", bob="online")
+    await record(store, HERE, alice="offline")
+    await store.leave(HERE, 1_000)
+    await keep(store, THERE, change("alice", "online", 100), change("bob", "online", 100))
+    assert await status(store, "alice") == "online"
+    # It is that node's to tell of now.
+    await record(store, THERE, bob="offline")
+    assert await status(store, "bob") == "offline"
+
+
 async def after_an_orderly_stop_users_have_the_window(store: IPresenceStore) -> None:
     await record(store, HERE, alice="online", bob="online", carol="offline")
     await store.leave(HERE, 1_000)
@@ -247,6 +269,8 @@ CHECKS: list[Check] = [
     an_attempt_that_comes_late_has_no_effect,
     an_attempt_that_is_repeated_has_one_effect,
     who_moves_to_another_node_stays_online,
+    what_happened_before_the_user_moved_is_no_news,
+    who_has_gone_from_another_node_is_told_of_however_late,
     after_an_orderly_stop_users_have_the_window,
     who_returns_too_late_has_been_offline,
     the_users_of_a_dead_instance_become_offline_once,
