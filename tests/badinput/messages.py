@@ -210,7 +210,8 @@ def _(ground: Ground) -> None:
 @row(104, "a resume with a seq that is no number, foreign or to come")
 def _(ground: Ground) -> None:
     with ground.joined("room:1", "grace") as wire:
-        for last_seq in ("1", -1, 2**63, 1.5, [], {"seq": 1}):
+        odd: tuple[object, ...] = ("1", -1, 2**63, 1.5, [], {"seq": 1})
+        for last_seq in odd:
             refused(wire, "user:grace", "phx_join", {"last_seq": last_seq}, "invalid_payload")
         answer = wire.ask("user:grace", "phx_join", {"last_seq": 10**9, "session_id": "x" * 60_000})
         assert (answer["status"], answer["response"]["resumed"]) == ("ok", False)

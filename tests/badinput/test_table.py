@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from urllib.parse import urlsplit
@@ -9,24 +10,36 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from tests.badinput import frames, handshakes, messages, tokens  # noqa: F401
 from tests.badinput.ground import Ground
-from tests.badinput.table import ROWS, try_row
-
-_passed: list[int] = []
+from tests.badinput.rows import ABSENT, COUNT, ROWS, summary
+from tests.badinput.table import try_row
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterator[Ground]:
+def passed() -> list[int]:
+    """The numbers of those that passed."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def ground(
+    tmp_path_factory: pytest.TempPathFactory, postgres_url: str, passed: list[int]
+) -> Iterator[Ground]:
     with closing(psycopg2.connect(postgres_url)) as connection:
         connection.autocommit = True
         connection.cursor().execute("CREATE DATABASE badinput")
     url = urlsplit(postgres_url)._replace(path="/badinput").geturl()
     with Ground(tmp_path_factory.mktemp("badinput"), url) as made:
         yield made
+        sys.stdout.write(summary(passed, made))
+
+
+def test_each_number_is_there() -> None:
+    assert ROWS.keys() | ABSENT.keys() == set(range(1, COUNT + 1))
+    assert not ROWS.keys() & ABSENT.keys()
 
 
 @pytest.mark.parametrize("number", sorted(ROWS), ids=lambda number: f"{number}-{ROWS[number].what}")
-def test_row(ground: Ground, number: int) -> None:
+def test_row(ground: Ground, passed: list[int], number: int) -> None:
     try_row(ground, number)
-    _passed.append(number)
+    passed.append(number)

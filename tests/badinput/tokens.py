@@ -118,7 +118,8 @@ def _(ground: Ground) -> None:
 
 @row(14, "alg that is a list, a number, or absent")
 def _(ground: Ground) -> None:
-    for algorithm in (["HS512"], 512, None, {}, ...):
+    odd: tuple[object, ...] = (["HS512"], 512, None, {}, ...)
+    for algorithm in odd:
         assert ground.refused(_unsigned(ground, algorithm)) == INVALID
 
 
