@@ -127,7 +127,7 @@ class Run:
         self.outside = NodeClock(self.time)
         self.users = [f"user{number}" for number in range(chance.randint(1, 3))]
         self.network = Network(self.outside, chance, self.trace)
-        self.database = Database(self.outside, chance, self.trace, users=self.users, wall=self.wall)
+        self.database = Database(self.outside, chance, self.trace, users=self.users, wall=self.database_wall)
         self.settings = Settings(
             reconnect_window=chance.choice((0.0, 2.0, 6.0)),
             idle_timeout=chance.choice((10.0, 1_800.0, 1_800.0)),
@@ -183,6 +183,10 @@ class Run:
     def skewed_wall(self) -> float:
         """The time of day that the nodes have."""
         return EPOCH + self.time.now + self.nemesis.skew
+
+    def database_wall(self) -> float:
+        """The time of day that the database has."""
+        return EPOCH + self.time.now + self.nemesis.database_skew
 
     def _devices_of(self, user: str, count: int) -> list[Device]:
         devices = []
