@@ -3,7 +3,7 @@
 PYTHON ?= python3
 CLIENTS := tests/clients
 
-.PHONY: install run crm test soak docs lint format
+.PHONY: install run crm test soak bench docs lint format
 
 install: .venv/installed
 
@@ -23,6 +23,10 @@ test: .venv/installed $(CLIENTS)/node_modules
 
 soak: .venv/installed $(CLIENTS)/node_modules
 	.venv/bin/python -m tests.faults --kills 2000 $(if $(SEED),--seed $(SEED))
+
+bench: .venv/installed
+	.venv/bin/python -m benchmarks.peers $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(SERVERS),--servers $(SERVERS))
 
 $(CLIENTS)/node_modules: $(CLIENTS)/package-lock.json
 	@if command -v npm >/dev/null; then \

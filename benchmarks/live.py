@@ -232,7 +232,7 @@ def silent(seconds: int) -> Iterator[Line]:
             crowd.drain(0.005)
             peak = max(peak, server.resident)
         crowd.until(expected)
-        cut = _metric(server, "flowtx_slow_consumers_total")
+        cut = server.metric("flowtx_slow_consumers_total")
         for client in still:
             client.close()
         beside = f"{cut:.0f} of them cut; the one that reads missed nothing of {sent / 2**20:.1f} MiB"
@@ -268,14 +268,6 @@ def _floor(size: int) -> Iterator[Callable[[int], float]]:
         finally:
             for one in (*ends, *pairs):
                 one.close()
-
-
-def _metric(server: Server, name: str) -> float:
-    connection = http.client.HTTPConnection("127.0.0.1", server.admin_port, timeout=WITHIN)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
 def _read_until(client: socket.socket, mark: bytes) -> bytes:

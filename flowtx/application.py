@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from flowtx.app import App, Services, load_app, router_of
 from flowtx.auth import TokenVerifier, key_source
+from flowtx.bursts import Bursts
 from flowtx.config import CLAIMS, HMAC_ALGORITHMS, Settings
 from flowtx.console.console import Console
 from flowtx.console.figures import Readings
@@ -143,7 +144,8 @@ class Flow(OrderedMultiService):
             Step(directory.check, reactor).setServiceParent(self)
             directory = BatchedUserDirectory(directory, clock=reactor)
         self.recorder = FlightRecorder()
-        pubsub = MemoryPubSub(gethostname())
+        bursts = Bursts(reactor)
+        pubsub = MemoryPubSub(gethostname(), bursts=bursts)
         notifications = self._add_notifications(database, pubsub, name)
         history = History(
             PostgresHistoryStore(database),
@@ -193,6 +195,7 @@ class Flow(OrderedMultiService):
             metrics=metrics,
             reactor=reactor,
             recorder=self.recorder,
+            bursts=bursts,
         )
         clients = [Listening("listen", endpoint, factory, reactor=reactor) for endpoint in settings.listen]
         self.pubsub, self.sessions, self.notifications = pubsub, sessions, notifications

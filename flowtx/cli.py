@@ -21,6 +21,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
 from flowtx.auth import MAX_EXPIRY, USER_ID_PATTERN, mint, signing_algorithm
+from flowtx.bench.load import put_load
+from flowtx.bench.plan import Plan, names, read_api_key, read_tokens
 from flowtx.config import HMAC_ALGORITHMS, Settings, load
 from flowtx.data_dir import DataDir
 from flowtx.errors import ConfigError, DataDirInUse, FlowtxError
@@ -39,6 +41,7 @@ from flowtx.why import MAX_SHOWN, Known, Unreachable, ask, tell
 
 T = TypeVar("T")
 
+BENCH_TTL = 3_600.0
 MAX_HISTORY = 10
 """Sessions that ``flowtx why`` reads of the history."""
 
@@ -127,6 +130,15 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument(
         "--events", type=int, default=MAX_SHOWN, metavar="N", help="how many events at the most; default 40"
     )
+    bench = command("bench", _bench, "put a simple load on a running server and tell what its clients see")
+    ours = "ws://127.0.0.1:4000", "http://127.0.0.1:4001"
+    bench.add_argument("url", metavar="URL", nargs="?", default=ours[0], help="default %(default)s")
+    bench.add_argument("--api", metavar="URL", default=ours[1], help="default %(default)s")
+    bench.add_argument("--api-key-file", metavar="FILE", help="default that of the data directory")
+    bench.add_argument("--clients", type=int, default=100, metavar="N", help="default 100")
+    bench.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of each load; default 5")
+    bench.add_argument("--rate", type=float, default=10.0, metavar="N", help="messages a second of a client")
+    bench.add_argument("--tokens", metavar="FILE", help="a user id and a token a line; default: signs them")
     command("version", _version, "print the version")
     return parser
 
@@ -145,30 +157,36 @@ def _token(parsed: Any) -> int:
     settings = _settings(parsed)
     if not USER_ID_PATTERN.fullmatch(parsed.user_id):
         raise ConfigError(f"USER_ID: got {parsed.user_id!r}; it takes 1 to 128 of A-Z a-z 0-9 _ . : @ -")
-    if not HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms):
-        raise ConfigError(
-            f"--jwt-algorithms: {', '.join(settings.jwt_algorithms)} verifies with a public key; "
-            "tokens come from whoever has the private one"
-        )
+    sign = _signer(settings)
     now = time.time()
     longest = settings.jwt_max_lifetime or MAX_EXPIRY - now
     if not 0 < parsed.ttl <= longest:
         raise ConfigError(
             f"--ttl: got {parsed.ttl:g}; it takes more than 0 and at most {longest:.0f} (--jwt-max-lifetime)"
         )
+    print(sign(parsed.user_id, parsed.ttl, dict(parsed.claim)))
+    return 0
+
+
+def _signer(settings: Settings) -> Callable[[str, float, dict[str, object]], str]:
+    """Make a function that signs a token: of a user, for some seconds, with further claims."""
+    if not HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms):
+        raise ConfigError(
+            f"--jwt-algorithms: {', '.join(settings.jwt_algorithms)} verifies with a public key; "
+            "tokens come from whoever has the private one"
+        )
     if settings.secret_file is None:
         secret = DataDir.peek(settings.data_dir).secret()
     else:  # which is enough where the server itself is elsewhere
         secret = DataDir(Path(settings.data_dir), None).secret(settings.secret_file)
-    claims: dict[str, object] = {}
-    if settings.jwt_issuer:
-        claims["iss"] = settings.jwt_issuer
-    if settings.jwt_audience:
-        claims["aud"] = settings.jwt_audience
-    claims |= dict(parsed.claim)
     algorithm = signing_algorithm(settings.jwt_algorithms, secret)
-    print(mint(secret, algorithm, parsed.user_id, ttl=parsed.ttl, now=now, claims=claims))
-    return 0
+    parties = {"iss": settings.jwt_issuer, "aud": settings.jwt_audience}
+    usual = {name: text for name, text in parties.items() if text}
+
+    def sign(user_id: str, ttl: float, claims: dict[str, object]) -> str:
+        return mint(secret, algorithm, user_id, ttl=ttl, now=time.time(), claims={**usual, **claims})
+
+    return sign
 
 
 def _check_config(parsed: Any) -> int:
@@ -254,6 +272,22 @@ def _why(parsed: Any) -> int:
     return 1 if known.empty else 0
 
 
+def _bench(parsed: Any) -> int:
+    settings = _settings(parsed)
+    if parsed.tokens is None:
+        sign = _signer(settings)
+        tokens = {user: sign(user, BENCH_TTL, {}) for user in names(parsed.clients)}
+    else:
+        tokens = read_tokens(parsed.tokens)
+    if parsed.api_key_file is None:
+        api_key = DataDir.peek(settings.data_dir).existing_api_key()
+    else:
+        api_key = read_api_key(parsed.api_key_file)
+    plan = Plan(parsed.url, parsed.api, api_key, tokens, parsed.seconds, parsed.rate)
+    _with_reactor(lambda reactor: put_load(plan, lambda line: print(line, flush=True), reactor))
+    return 0
+
+
 def _version(_: Any) -> int:
     print(f"flowtx {version('flowtx')}")
     return 0
@@ -261,11 +295,15 @@ def _version(_: Any) -> int:
 
 def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
     """Do some work with the database, the embedded one started for it unless a server runs it."""
+    return _with_reactor(lambda reactor: _connected(settings, work, reactor))
+
+
+def _with_reactor(work: Callable[[Any], Awaitable[T]]) -> T:
     outcome: list[T | Exception] = []
 
     async def run(reactor: Any) -> None:
         try:
-            outcome.append(await _connected(settings, work, reactor))
+            outcome.append(await work(reactor))
         except Exception as error:
             outcome.append(error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 from zope.interface import Interface
@@ -162,6 +163,18 @@ class Receipts(msgspec.Struct, frozen=True):
     up_to: Sequence[tuple[str, int]] = ()
 
 
+class Joining(NamedTuple):
+    """Who asks for a backlog.
+
+    Attributes:
+        user_id: whose inbox.
+        after_seq: what follows this; None for what is unread.
+    """
+
+    user_id: str
+    after_seq: int | None
+
+
 class INotificationStore(Interface):
     """Keeps the inboxes. All of its methods fail with `flowtx.errors.StorageError`."""
 
@@ -175,10 +188,11 @@ class INotificationStore(Interface):
         `flowtx.errors.InvalidPayload` where the database refuses a value; nothing is stored then.
         """
 
-    def backlog(user_id: str, after_seq: int | None, limit: int, page_size: int) -> Awaitable[Backlog]:
-        """Read what follows ``after_seq``, or where it is None what is unread.
+    def backlogs(asked: Sequence[Joining], limit: int, page_size: int) -> Awaitable[Sequence[Backlog]]:
+        """Read, for each who joins, what follows ``after_seq``, or where it is None what is unread.
 
-        Of more than ``limit`` the older ones are left out. Fires with the first page of the rest.
+        Of more than ``limit`` the older ones are left out. Fires with the first page of the rest, for
+        each of them.
         """
 
     def pages(wants: Sequence[Want], page_size: int) -> Awaitable[Sequence[Page]]:

@@ -23,6 +23,7 @@ from flowtx.config import Settings, load, options
 from flowtx.errors import ConfigError, FlowtxError
 from flowtx.exposure import warn_of_arguments
 from flowtx.logs import observer_for, set_level
+from flowtx.pauses import spare_the_loaded
 from flowtx.reload import Reload
 from flowtx.second_signal import end_at_next_signal
 from flowtx.systemd import Notifier
@@ -139,6 +140,7 @@ class Daemon(Service):
         return self._flow.stopService().addBoth(self._stopped)
 
     def _started(self, _: None) -> None:
+        spare_the_loaded()
         self._systemd.ready()
         self._reload.ready()
 

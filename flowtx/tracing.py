@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from contextvars import ContextVar
-from secrets import token_hex
 from typing import Final, NamedTuple
+
+from flowtx.ids import new_id
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # https://www.w3.org/TR/trace-context/#traceparent-header; a later version may have more fields.
@@ -41,7 +42,7 @@ def call_of(request_id: str | None, traceparent: str | None = None) -> Call:
         traceparent: the header ``traceparent``, or None.
     """
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
-        request_id = token_hex(8)
+        request_id = new_id()[:16]
     return Call(request_id, traceparent if traceparent is not None and _is_traceparent(traceparent) else None)
 
 

@@ -6,6 +6,7 @@ import http.client
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -61,6 +63,7 @@ class Server:
     Args:
         profile: where twistd is to leave a profile of its whole run; it makes everything slower.
         options: further options of ``twistd flow``.
+        reactor: the one to take, by its name; twistd's own where it is None.
 
     Attributes:
         client_port: where WebSocket clients connect.
@@ -72,19 +75,21 @@ class Server:
     api_key: str
     database_url: str
 
-    def __init__(self, profile: Path | None = None, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, profile: Path | None = None, options: Sequence[str] = (), reactor: str | None = None
+    ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="flowtx-benchmark-"))
         self._data_dir = self._directory / "data"
         self._log = self._directory / "log"
-        self._secret = b""
         self._postmaster = 0
-        self.client_port, self.admin_port = _free_port(), _free_port()
+        self.client_port, self.admin_port = free_port(), free_port()
         profiled = [] if profile is None else [f"--profile={profile.absolute()}", "--savestats"]
         self._command = [
             sys.executable,
             str(_PROGRAMS / "twistd"),
             "--nodaemon",
             "--pidfile=",
+            *([] if reactor is None else [f"--reactor={reactor}"]),
             *profiled,
             "flow",
             f"--data-dir={self._data_dir}",
@@ -111,8 +116,24 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
+    def end(self, *, kill: bool = False) -> None:
+        """Stop it as an operator does, or have it crash."""
+        if kill:
+            os.kill(self.pid, signal.SIGKILL)
+        self._end()
+
+    def start_again(self) -> None:
+        """Start it with what it has kept, on its ports."""
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
     def _start(self) -> None:
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -127,7 +148,6 @@ class Server:
                 raise RuntimeError(f"the server did not start; its log ends:\n{self.log_end()}")
             time.sleep(0.05)
         self.api_key = (self._data_dir / "api-key").read_text().strip()
-        self._secret = (self._data_dir / "secret").read_bytes().strip()
         self.database_url = self.flowtx("database-url").strip()
         with closing(psycopg2.connect(self.database_url)) as connection:
             backend = connection.get_backend_pid()
@@ -142,6 +162,10 @@ class Server:
             return False
 
     def _stop(self) -> None:
+        self._end()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -150,7 +174,6 @@ class Server:
             except subprocess.TimeoutExpired:
                 process.kill()  # its PostgreSQL ends with it
                 process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def log_end(self) -> str:
         """The last lines that the server wrote."""
@@ -164,6 +187,10 @@ class Server:
         )
         return done.stdout
 
+    @cached_property
+    def _secret(self) -> bytes:
+        return (self._data_dir / "secret").read_bytes().strip()
+
     def token(self, user_id: str, **claims: object) -> str:
         """Sign a token for a user."""
         return mint(self._secret, "HS512", user_id, ttl=TOKEN_TTL, now=time.time(), claims=claims)
@@ -176,9 +203,27 @@ class Server:
     @property
     def resident(self) -> int:
         """Bytes of memory that the server has of its own and shares with nobody."""
-        assert self._process is not None, "it does not run"
-        rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
+        rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
         return 1024 * sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
+
+    def metric(self, name: str) -> float:
+        """Read a metric, summed over its labels."""
+        return sum(value for _, value in self._samples(name))
+
+    def quantile(self, name: str, share: float) -> float:
+        """Find the bound that a share of a histogram's observations has kept, since the server started."""
+        buckets = [
+            (float(labels.partition('le="')[2].partition('"')[0]), value)
+            for labels, value in self._samples(f"{name}_bucket")
+        ]
+        return min(bound for bound, count in buckets if count >= share * buckets[-1][1])
+
+    def _samples(self, name: str) -> list[tuple[str, float]]:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=30)) as connection:
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        split = (line.rpartition(" ") for line in lines if line.startswith(name))
+        return [(labels, float(value)) for labels, _, value in split]
 
     def second_database(self) -> str:
         """Make a database with the same schema, of which this server knows nothing; its URL."""
@@ -198,8 +243,7 @@ class Server:
         meter.stop(self._used())
 
     def _used(self) -> _Used:
-        assert self._process is not None, "it does not run"
-        own = _stat(self._process.pid)
+        own = _stat(self.pid)
         postgres = sum(_stat(self._postmaster)[11:15]) + sum(
             sum(child[11:13]) for child in _children(self._postmaster)
         )
@@ -231,7 +275,7 @@ def session(url: str) -> Iterator[Any]:
             yield cursor
 
 
-def _free_port() -> int:
+def free_port() -> int:
     while True:  # below the ports that the system gives to clients
         port = random.randrange(20_000, 32_000)
         with closing(socket.socket()) as probe, suppress(OSError):

@@ -13,6 +13,7 @@ it, its silence proves nothing; the outbox has bounds of its own.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from twisted.internet.interfaces import IDelayedCall
@@ -42,6 +43,10 @@ class Timeouts(NamedTuple):
     heartbeat: float
     ping_interval: float = 0.0
     pong: float = 10.0
+
+
+#: The same for all connections of a server, so that there is one of it.
+timeouts_of: Final = lru_cache(8)(Timeouts)
 
 
 class Liveness:

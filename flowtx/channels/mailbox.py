@@ -36,18 +36,25 @@ class Mailbox:
     __slots__ = ("_items", "broadcasts", "messages", "overflowed")
 
     def __init__(self) -> None:
-        self._items: deque[Item] = deque()
+        # Most never need it: what finds nothing before it goes straight to the channel.
+        self._items: deque[Item] | None = None
         self.messages = 0
         self.broadcasts = 0
         self.overflowed = False
 
+    def __len__(self) -> int:
+        """How much waits, of all kinds."""
+        return 0 if self._items is None else len(self._items)
+
     def put(self, item: Item) -> None:
         if isinstance(item, Message):
             self.messages += 1
-        elif len(self._items) - self.messages >= MAX_WAITING and not self._make_room(item):
+        elif len(self) - self.messages >= MAX_WAITING and not self._make_room(item):
             return
         elif isinstance(item, Broadcast):
             self.broadcasts += 1
+        if self._items is None:
+            self._items = deque()
         self._items.append(item)
 
     def take(self) -> Item | None:
@@ -55,6 +62,8 @@ class Mailbox:
         if not self._items:
             return None
         item = self._items.popleft()
+        if not self._items:
+            self._items = None
         if isinstance(item, Message):
             self.messages -= 1
         elif isinstance(item, Broadcast):
@@ -63,15 +72,15 @@ class Mailbox:
 
     def clear(self) -> list[Message]:
         """Empty it; the client's messages that waited, in order."""
-        messages = [item for item in self._items if isinstance(item, Message)]
-        self._items.clear()
+        messages = [item for item in self._items or () if isinstance(item, Message)]
+        self._items = None
         self.messages = self.broadcasts = 0
         return messages
 
     def _make_room(self, item: Item) -> bool:
         """Drop what may be dropped; whether ``item`` has found room."""
-        kept = [other for other in self._items if not _droppable(other)]
-        if len(kept) < len(self._items):
+        kept = [other for other in self._items or () if not _droppable(other)]
+        if len(kept) < len(self):
             self._items = deque(kept)
             self.broadcasts = sum(isinstance(other, Broadcast) for other in kept)
             return True

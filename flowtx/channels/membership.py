@@ -8,7 +8,6 @@ still send, as in Phoenix.
 
 from __future__ import annotations
 
-from enum import Enum
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +21,7 @@ from flowtx.channels.channel import GRACEFUL, Channel, Reply, Stop
 from flowtx.channels.mailbox import Info, Item, Mailbox
 from flowtx.channels.sender import Sender
 from flowtx.channels.sources import Sources
+from flowtx.channels.state import State
 from flowtx.protocol.message import (
     CLOSE,
     ERROR,
@@ -38,14 +38,6 @@ if TYPE_CHECKING:
 
 MAX_TURN: Final = 1_000
 """Messages handled in one turn of the reactor: a channel that sends itself one for each leaves room."""
-
-
-class State(Enum):
-    JOINING = "joining"
-    JOINED = "joined"
-    ENDING = "ending"
-    """No message is handled any more; ``terminate`` may still send."""
-    CLOSED = "closed"
 
 
 class Membership:
@@ -158,8 +150,16 @@ class Membership:
 
     def receive(self, message: Message) -> None:
         """Take a message of the client's; it is handled when those before it are."""
-        self._mailbox.put(message)
-        self._socket.queued(1)
+        if self._state is State.JOINED and not self._pumping and self._running is None and not self._mailbox:
+            # Nothing is before it: what most messages find.
+            self._pumping = True
+            try:
+                self._handle(message)
+            finally:
+                self._pumping = False
+        else:
+            self._mailbox.put(message)
+            self._socket.queued(1)
         self._pump()
 
     def send_info(self, message: Any) -> None:
@@ -172,17 +172,18 @@ class Membership:
         """Take a broadcast: to send, to intercept, or of another topic that the channel listens to."""
         if broadcast.topic != self.topic:
             self.send_info(broadcast)
-        elif self._state is State.JOINED:
-            # Behind one that is to be intercepted the others wait too, so that their order is kept.
-            if (
-                broadcast.event in self.channel.intercept
-                or self._mailbox.broadcasts
-                or isinstance(self._in_hand, Broadcast)
-            ):
-                self._mailbox.put(broadcast)
-                self._pump()
-            else:
-                self._forward(broadcast)
+        elif self._state is not State.JOINED:
+            return
+        # Behind one that is to be intercepted the others wait too, so that their order is kept.
+        elif self.channel.intercept and (
+            broadcast.event in self.channel.intercept
+            or self._mailbox.broadcasts
+            or isinstance(self._in_hand, Broadcast)
+        ):
+            self._mailbox.put(broadcast)
+            self._pump()
+        else:
+            self._forward(broadcast)
 
     def _pump(self) -> None:
         if self._pumping:
@@ -198,6 +199,8 @@ class Membership:
                     return
                 if self._running is not None or (item := self._mailbox.take()) is None:
                     return
+                if isinstance(item, Message):
+                    self._socket.queued(-1)
                 self._handle(item)
             if self._next_turn is None:
                 self._next_turn = self._socket.clock.callLater(0, self._go_on)
@@ -210,7 +213,6 @@ class Membership:
 
     def _handle(self, item: Item) -> None:
         if isinstance(item, Message):
-            self._socket.queued(-1)
             if item.event == LEAVE:
                 self.sender.reply(item.ref, Reply("ok"))
                 self._finish(CLOSE, "leave")

@@ -48,7 +48,8 @@ class Sender:
 
     def push(self, event: str, payload: object, key: str | None) -> None:
         frame = self._socket.serializer.push(self._frame_ref, self.topic, event, payload)
-        self._send(frame if key is None else frame._replace(key=key))
+        frame.key = key
+        self._send(frame)
 
     def forward(self, broadcast: Broadcast) -> None:
         """Send a broadcast on the topic.
@@ -56,7 +57,12 @@ class Sender:
         Raises:
             UnencodablePayload: it cannot be sent in the client's version of the protocol.
         """
-        self._send(self._socket.serializer.broadcast(self._frame_ref, broadcast))
+        socket = self._socket
+        frame = socket.serializer.broadcast(self._frame_ref, broadcast)
+        if self._held is None and not self.muted:
+            socket.send(frame)
+        else:
+            self._send(frame)
 
     def ping(self, payload: bytes) -> None:
         self._send(payload)

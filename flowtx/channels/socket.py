@@ -17,18 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final
-from uuid import uuid4
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from flowtx.channels.channel import Channel
-from flowtx.channels.liveness import PING, Liveness, Timeouts
+from flowtx.channels.liveness import PING, Liveness, timeouts_of
 from flowtx.channels.membership import Membership
 from flowtx.channels.router import Router
 from flowtx.channels.throttle import Quota, Throttle
 from flowtx.channels.tokens import Renewal, Tokens
+from flowtx.ids import new_id
 from flowtx.interfaces import IPubSub, ITransport, Principal
 from flowtx.limits import Strikes
 from flowtx.protocol.close import TOO_MANY_MALFORMED, Close
@@ -90,7 +90,7 @@ class Socket:
         tokens: Tokens | None = None,
         recorder: FlightRecorder | None = None,
     ) -> None:
-        self.id = uuid4().hex
+        self.id = new_id()
         self.transport = transport
         self.serializer = serializer
         self.principal = principal
@@ -111,7 +111,7 @@ class Socket:
         self._closed_with: Close | None = None
         self._when_closing: tuple[Callable[[Socket, Close | None], None], ...] = ()
         self._renewal = Renewal(self, tokens)
-        timeouts = Timeouts(heartbeat_timeout, ping_interval, pong_timeout)
+        timeouts = timeouts_of(heartbeat_timeout, ping_interval, pong_timeout)
         self._liveness = Liveness(self, self._renewal, timeouts)
 
     @property
@@ -143,23 +143,23 @@ class Socket:
 
     def text_received(self, data: bytes) -> None:
         """Take the payload of a text frame, which the transport has found to be UTF-8."""
-        self._received(self.serializer.decode_text, data)
+        self._received(data, self.serializer.decode_text)
 
     def binary_received(self, data: bytes) -> None:
         """Take the payload of a binary frame."""
-        self._received(self.serializer.decode_binary, data)
+        self._received(data, self.serializer.decode_binary)
 
-    def _received(self, decode: Callable[[bytes], Message], data: bytes) -> None:
+    def _received(self, data: bytes, decode: Callable[[bytes], Message]) -> None:
         if self._closed:
             return
-        self.touched()
+        now = self.last_received_at = self.clock.seconds()
         try:
             message = decode(data)
         except MalformedFrame:
             self._count_malformed()
             return
         throttle = self._throttle
-        if throttle is None or throttle.admits(message, self.last_received_at):
+        if throttle is None or throttle.admits(message, now):
             self.dispatch(message)
 
     def ping_received(self) -> None:

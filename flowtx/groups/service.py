@@ -17,9 +17,9 @@ from typing import Final, TypeAlias
 
 from twisted.internet.interfaces import IReactorTime
 
+from flowtx.batches import Batches
 from flowtx.errors import InvalidPayload
 from flowtx.interfaces import IGroupStore
-from flowtx.sessions.directory import Batches
 
 MAX_PAGE: Final = 100
 MAX_CHECKED: Final = 1_000

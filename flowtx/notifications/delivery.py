@@ -18,17 +18,19 @@ waits for it in memory, and no other reader waits for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flowtx import faultpoints
+from flowtx.batches import Batches, at_once
 from flowtx.errors import InvalidPayload, StorageError
-from flowtx.inbox import Backlog, INotificationStore, Notification, Page, Want
+from flowtx.inbox import Backlog, INotificationStore, Joining, Notification, Page, Want
 from flowtx.metrics import Metrics
 from flowtx.notifications.reader import WINDOW, Client, Reader
 from flowtx.notifications.receipts import ReceiptBook
@@ -36,6 +38,7 @@ from flowtx.notifications.traces import Traces
 
 MAX_BACKLOG: Final = 1_000
 _READ_TOGETHER: Final = 100
+_JOIN_TOGETHER: Final = 50
 
 
 class Delivery:
@@ -46,6 +49,7 @@ class Delivery:
         receipts: keeps what clients prove.
         metrics: counts.
         wall: seconds since the epoch, for the latency.
+        clock: the time, monotonic.
 
     Attributes:
         traces: the pushes that somebody traces.
@@ -59,8 +63,12 @@ class Delivery:
         receipts: ReceiptBook,
         metrics: Metrics,
         wall: Callable[[], float] = time.time,
+        *,
+        clock: IReactorTime,
     ) -> None:
         self._store = store
+        # One query for each who joins would be half of what a connection costs.
+        self._backlogs = Batches(self._read_backlogs, clock, when=at_once, most=_JOIN_TOGETHER, under_way=1)
         self._receipts = receipts
         self._metrics = metrics
         self._wall = wall
@@ -102,7 +110,7 @@ class Delivery:
         Raises:
             StorageError: the database cannot be asked.
         """
-        backlog = await self._store.backlog(reader.user_id, after_seq, MAX_BACKLOG, WINDOW)
+        backlog = await self._backlogs.answer(Joining(reader.user_id, after_seq))
         if faultpoints.active:
             await faultpoints.active.stall("inbox.backlog")
         entries = backlog.page.entries
@@ -116,6 +124,9 @@ class Delivery:
             self._receipts.add_up_to(reader.user_id, min(after_seq, backlog.last_seq))
         self._read_soon(reader)
         return backlog
+
+    def _read_backlogs(self, asked: Sequence[Joining]) -> Awaitable[Sequence[Backlog]]:
+        return self._store.backlogs(asked, MAX_BACKLOG, WINDOW)
 
     def received(self, reader: Reader, seq: int) -> None:
         """Note a client's ``ack``.

@@ -65,7 +65,8 @@ class Reader:
         self.behind = False
         self.closed = False
         self._client = client
-        self._in_flight: deque[tuple[int, int]] = deque()
+        # Most of the time there is nothing.
+        self._in_flight: deque[tuple[int, int]] | None = None
         self._bytes = 0
         self._given = 0
         self._pinged = 0
@@ -73,12 +74,12 @@ class Reader:
     @property
     def has_room(self) -> bool:
         """Whether the client may be given more now."""
-        return len(self._in_flight) < WINDOW and self._bytes < WINDOW_BYTES
+        return self.in_flight < WINDOW and self._bytes < WINDOW_BYTES
 
     @property
     def in_flight(self) -> int:
         """How many notifications are on their way."""
-        return len(self._in_flight)
+        return 0 if self._in_flight is None else len(self._in_flight)
 
     @property
     def want(self) -> Want:
@@ -109,6 +110,8 @@ class Reader:
                     break
                 if isinstance(entry, Notification):
                     size = len(bytes(entry.payload))
+                    if self._in_flight is None:
+                        self._in_flight = deque()
                     self._in_flight.append((entry.seq, size))
                     self._bytes += size
                 given.append(entry)
@@ -151,6 +154,8 @@ class Reader:
             known, size = self._in_flight.popleft()
             self._bytes -= size
             news.append(known)
+        if not self._in_flight:
+            self._in_flight = None
         return news
 
     def ponged(self, seq: int) -> list[int]:

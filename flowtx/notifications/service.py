@@ -64,7 +64,7 @@ class NotificationService(Service):
         self._wall = wall
         self._pushing = Pushing(store, clock)
         self._receipts = ReceiptBook(store, clock)
-        self.delivery = Delivery(store, self._receipts, self._metrics, wall)
+        self.delivery = Delivery(store, self._receipts, self._metrics, wall, clock=clock)
 
     def stopService(self) -> Deferred[None]:
         """Refuse further pushes, and wait for what is under way."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -107,7 +107,7 @@ class UserChannel(Channel):
         await self._when_ready(session)
         delivery = self._notifications.delivery
         reader = self._reader = delivery.open(user_id, self)
-        self.socket.on_pong = lambda payload: delivery.ponged(reader, payload)
+        self.socket.on_pong = self._ponged
         try:
             backlog = await delivery.begin(reader, asked.last_seq)
         except BaseException:
@@ -148,22 +148,23 @@ class UserChannel(Channel):
         except Refused as refused:
             raise Unavailable(f"the Session was refused: {refused.reason}") from None
 
-    async def handle_in(self, event: str, payload: Any) -> Reply:
+    def handle_in(self, event: str, payload: Any) -> Reply | Awaitable[Reply]:
         match event:
-            case "mark_read":
-                return await self._mark_read(_read(payload, MarkReadPayload))
-            case "list_notifications":
-                return await self._list(_read(payload, ListPayload))
-            case "subscribe":
-                types = _read(payload, TypesPayload).types
-                return await self._subscribe(add=types)
-            case "unsubscribe":
-                types = _read(payload, TypesPayload).types
-                return await self._subscribe(remove=types)
-            case "ack":
-                return self._ack(_read(payload, AckPayload))
+            # The two that clients send all the time need not wait for anything.
             case "activity":
                 return self._note_activity(_read(payload, ActivityPayload))
+            case "ack":
+                return self._ack(_read(payload, AckPayload))
+            case "mark_read":
+                return self._mark_read(_read(payload, MarkReadPayload))
+            case "list_notifications":
+                return self._list(_read(payload, ListPayload))
+            case "subscribe":
+                types = _read(payload, TypesPayload).types
+                return self._subscribe(add=types)
+            case "unsubscribe":
+                types = _read(payload, TypesPayload).types
+                return self._subscribe(remove=types)
         raise UnhandledEvent(event)
 
     @property
@@ -174,6 +175,10 @@ class UserChannel(Channel):
     def terminate(self, reason: str) -> None:  # noqa: ARG002
         if self._reader is not None:
             self._leave(self._reader)
+
+    def _ponged(self, payload: bytes) -> None:
+        if self._reader is not None:
+            self._notifications.delivery.ponged(self._reader, payload)
 
     def _leave(self, reader: Reader) -> None:
         self._notifications.delivery.close(reader)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import msgspec
+
 Ref: TypeAlias = bytes
 NULL_REF: Final[Ref] = b"null"
 
@@ -43,7 +45,7 @@ class Message(NamedTuple):
     binary: bool = False
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, gc=False, eq=False):
     """The payload of one WebSocket frame to a client.
 
     Attributes:
@@ -51,11 +53,24 @@ class Frame(NamedTuple):
         binary: whether it goes into a binary frame.
         key: None where the client must get it; otherwise it may be dropped for a client that is slow,
             and a newer one with the same key takes its place while it waits.
+        wire: the whole WebSocket frame, once a transport has made it.
     """
 
     payload: bytes
     binary: bool = False
     key: str | None = None
+    wire: bytes | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Frame):
+            return NotImplemented
+        return (self.payload, self.binary, self.key) == (other.payload, other.binary, other.key)
+
+    def __ne__(self, other: object) -> bool:
+        # msgspec's own would come first.
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Broadcast:
@@ -66,7 +81,7 @@ class Broadcast:
         event: the event.
         payload: a mapping, a value that msgspec encodes as an object, or bytes.
         key: as in `Frame`.
-        encoded: what a serializer made of it, by the serializer's version.
+        encoded: what a serializer made of it, by what the form hangs on.
     """
 
     __slots__ = ("encoded", "event", "key", "payload", "topic")
@@ -76,7 +91,7 @@ class Broadcast:
         self.event = event
         self.payload = payload
         self.key = key
-        self.encoded: dict[str, Frame] = {}
+        self.encoded: dict[str | Ref, Frame] = {}
 
 
 class MalformedFrame(ValueError):  # noqa: N818

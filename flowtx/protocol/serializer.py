@@ -38,6 +38,11 @@ from flowtx.protocol.message import (
 )
 
 MAX_REF_BYTES: Final = 256
+MAX_FORMS: Final = 64
+"""Forms of one broadcast that are kept, so that the next client with the same join_ref is given the same."""
+
+_OK: Final = b'{"response":{},"status":"ok"}'
+"""What most replies say."""
 
 _encoder = msgspec.json.Encoder()
 _SCALARS = (str, int, float, type(None))
@@ -108,7 +113,7 @@ class V1Serializer:
         frame = broadcast.encoded.get(self.version)
         if frame is None:
             frame = self.push(join_ref, broadcast.topic, broadcast.event, broadcast.payload)
-            frame = frame._replace(key=broadcast.key)
+            frame.key = broadcast.key
             broadcast.encoded[self.version] = frame
         return frame
 
@@ -175,16 +180,24 @@ class V2Serializer:
         return Frame(b"[%b,%b,%b,%b,%b]" % (join_ref, join_ref, _json(topic), _json(event), _object(payload)))
 
     def broadcast(self, join_ref: Ref, broadcast: Broadcast) -> Frame:
-        cached = broadcast.encoded.get(self.version)
+        encoded = broadcast.encoded
+        frame = encoded.get(join_ref)
+        if frame is not None:
+            return frame
+        cached = encoded.get(self.version)
         if cached is None:
             if isinstance(broadcast.payload, bytes):
                 cached = _binary(2, (broadcast.topic, broadcast.event), broadcast.payload)
             else:
                 topic, event = _json(broadcast.topic), _json(broadcast.event)
                 cached = Frame(b",null,%b,%b,%b]" % (topic, event, _object(broadcast.payload)))
-            cached = cached._replace(key=broadcast.key)
-            broadcast.encoded[self.version] = cached
-        return cached if cached.binary else Frame(b"[" + join_ref + cached.payload, key=cached.key)
+            cached.key = broadcast.key
+            encoded[self.version] = cached
+        frame = cached if cached.binary else Frame(b"[" + join_ref + cached.payload, key=cached.key)
+        # Clients that join their topics in the same order have the same few refs.
+        if len(encoded) < MAX_FORMS:
+            encoded[join_ref] = frame
+        return frame
 
 
 _SERIALIZERS: Final[tuple[tuple[re.Pattern[str], Serializer], ...]] = (
@@ -202,7 +215,7 @@ def serializer_for(version: str) -> Serializer | None:
 
 
 def _message(join_ref: Raw, ref: Raw, topic: Any, event: Any, payload: Raw) -> Message:
-    if not isinstance(topic, _SCALARS) or not isinstance(event, _SCALARS):
+    if not (isinstance(topic, _SCALARS) and isinstance(event, _SCALARS)):
         raise MalformedFrame("topic and event must be text")
     if len(join_ref) > MAX_REF_BYTES or len(ref) > MAX_REF_BYTES:
         raise MalformedFrame(f"a ref is longer than {MAX_REF_BYTES} bytes")
@@ -226,6 +239,8 @@ def _object(payload: object) -> bytes:
 
 
 def _reply_body(status: str, response: object) -> bytes:
+    if status == "ok" and response == {}:
+        return _OK
     if isinstance(response, bytes):
         raise UnencodablePayload("binary payloads need version 2 of the protocol")
     return b'{"response":%b,"status":%b}' % (_json(response), _json(status))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from zope.interface import implementer
 
+from flowtx.bursts import Bursts
 from flowtx.interfaces import IPubSubAdapter
 from flowtx.pubsub.pubsub import Publication, PubSub
 
@@ -14,8 +15,8 @@ from flowtx.pubsub.pubsub import Publication, PubSub
 class MemoryPubSub(PubSub):
     """The broadcasts of a node that is alone."""
 
-    def __init__(self, node: str = "local") -> None:
-        super().__init__(node)
+    def __init__(self, node: str = "local", bursts: Bursts | None = None) -> None:
+        super().__init__(node, bursts=bursts)
 
 
 class MemoryBus:

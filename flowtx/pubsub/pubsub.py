@@ -23,6 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flowtx.bursts import WORTH_IT, Bursts
 from flowtx.errors import InvalidPayload
 from flowtx.interfaces import IPubSub, IPubSubAdapter, Subscriber
 from flowtx.protocol.message import NULL_REF, Broadcast, UnencodablePayload
@@ -69,12 +70,19 @@ class PubSub:
     Args:
         node: the name of this node.
         adapter: reaches the other nodes; None where this is the only one.
+        bursts: is told of the broadcasts that many get; None where nobody joins what is sent.
     """
 
     _log = Logger()
 
-    def __init__(self, node: str = "local", adapter: IPubSubAdapter | None = None) -> None:
+    def __init__(
+        self,
+        node: str = "local",
+        adapter: IPubSubAdapter | None = None,
+        bursts: Bursts | None = None,
+    ) -> None:
         self.node = node
+        self._bursts = bursts
         self._adapter = adapter
         # Dicts, not sets: subscribers hear a broadcast in the order in which they came.
         self._topics: dict[str, dict[Subscriber, None]] = {}
@@ -183,6 +191,18 @@ class PubSub:
         subscribers = self._topics.get(broadcast.topic)
         if subscribers is None:
             return 0
+        bursts = self._bursts
+        if bursts is None or len(subscribers) < WORTH_IT:
+            return self._deliver_to(subscribers, broadcast, sender)
+        bursts.begin()
+        try:
+            return self._deliver_to(subscribers, broadcast, sender)
+        finally:
+            bursts.end()
+
+    def _deliver_to(
+        self, subscribers: dict[Subscriber, None], broadcast: Broadcast, sender: Subscriber | None
+    ) -> int:
         delivered = failed = 0
         first: Failure | None = None
         for subscriber in tuple(subscribers):

@@ -9,7 +9,6 @@ at a time is made when it is needed, as there may be fifty thousand of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from uuid import uuid4
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
@@ -17,6 +16,7 @@ from twisted.python.failure import Failure
 
 from flowtx.channels.socket import Socket
 from flowtx.errors import FlowtxError, Refused, Unavailable
+from flowtx.ids import new_id
 from flowtx.interfaces import Principal, User
 from flowtx.oneshot import OneShot
 from flowtx.protocol.close import (
@@ -56,7 +56,7 @@ class Session(Supervised):
     def __init__(self, principal: Principal, surroundings: Surroundings) -> None:
         super().__init__(principal.user_id, surroundings.clock)
         self.user_id = principal.user_id
-        self.session_id = uuid4().hex
+        self.session_id = new_id()
         self.user: User | None = None
         self.state = State.STARTING
         self.reason = ""

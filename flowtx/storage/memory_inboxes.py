@@ -17,6 +17,7 @@ from flowtx.inbox import (
     MAX_PAYLOAD,
     Backlog,
     INotificationStore,
+    Joining,
     Listed,
     Notification,
     Outcome,
@@ -110,7 +111,10 @@ class MemoryNotificationStore:
             inbox.keys[push.idempotency_key] = (push, pushed, now)
         return pushed
 
-    async def backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
+    async def backlogs(self, asked: Sequence[Joining], limit: int, page_size: int) -> Sequence[Backlog]:
+        return [self._backlog(*who, limit, page_size) for who in asked]
+
+    def _backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
         inbox, now = self._inbox(user_id), self._now()
         found = [
             row

@@ -17,6 +17,7 @@ from flowtx.inbox import (
     Backlog,
     Busy,
     INotificationStore,
+    Joining,
     Listed,
     Notification,
     Outcome,
@@ -82,13 +83,14 @@ def _page_of(user_id: str, condition: str, limit: str, order: str = "") -> str:
     return f"SELECT {_SIZED.format(order=order)} FROM ({texts}) sized"  # noqa: S608 - of constants only
 
 
-def _backlog(condition: str) -> str:
-    """Write the query for a backlog: one statement, so that counts and page are of one moment."""
+def _backlogs(condition: str) -> str:
+    """Write the query for backlogs: one statement, so that counts and page are of one moment."""
     page = _page_of("asked.user_id", f"n.seq > coalesce(floor.seq, asked.after_seq) AND {condition}", "%s")
     types = _TYPES.format(user_id="asked.user_id")
     return f"""
-        SELECT coalesce({_UNREAD}, 0), coalesce(i.last_seq, 0), floor.seq, {types}, n.before, {_SHOWN}
-        FROM (SELECT %s::text AS user_id, %s::bigint AS after_seq) asked
+        SELECT asked.number, coalesce({_UNREAD}, 0), coalesce(i.last_seq, 0), floor.seq, {types},
+               n.before, {_SHOWN}
+        FROM unnest(%s::text[], %s::bigint[]) WITH ORDINALITY AS asked(user_id, after_seq, number)
         LEFT JOIN flow.inboxes i ON i.user_id = asked.user_id
         LEFT JOIN LATERAL (
             SELECT n.seq FROM flow.notifications n
@@ -97,12 +99,12 @@ def _backlog(condition: str) -> str:
             ORDER BY n.seq DESC OFFSET %s LIMIT 1
         ) floor ON true
         LEFT JOIN LATERAL ({page}) n ON true
-        ORDER BY n.seq
+        ORDER BY asked.number, n.seq
     """  # noqa: S608 - of constants only
 
 
-_BACKLOG_AFTER: Final = _backlog("true")
-_BACKLOG_UNREAD: Final = _backlog("n.read_at IS NULL")
+_BACKLOGS_AFTER: Final = _backlogs("true")
+_BACKLOGS_UNREAD: Final = _backlogs("n.read_at IS NULL")
 
 
 def _pages(condition: str) -> str:
@@ -203,12 +205,16 @@ class PostgresNotificationStore:
             raise
         return _outcomes(pushes, rows)
 
-    async def backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
-        sql = _BACKLOG_UNREAD if after_seq is None else _BACKLOG_AFTER
-        rows = await self._ask(sql, [user_id, after_seq or 0, limit, page_size + 1])
-        unread, last_seq, floor, types = rows[0][:4]
-        page = _page([row[4:] for row in rows if row[4] is not None], page_size, types)
-        return Backlog(page, unread, last_seq, truncated=floor is not None)
+    async def backlogs(self, asked: Sequence[Joining], limit: int, page_size: int) -> Sequence[Backlog]:
+        found: list[list[Sequence[Any]]] = [[] for _ in asked]
+        for sql, numbers in (
+            (_BACKLOGS_AFTER, [n for n, who in enumerate(asked) if who.after_seq is not None]),
+            (_BACKLOGS_UNREAD, [n for n, who in enumerate(asked) if who.after_seq is None]),
+        ):
+            users, seqs = [asked[n].user_id for n in numbers], [asked[n].after_seq or 0 for n in numbers]
+            for row in await self._ask(sql, [users, seqs, limit, page_size + 1]) if numbers else ():
+                found[numbers[row[0] - 1]].append(row[1:])
+        return [_backlog_of(rows, page_size) for rows in found]
 
     async def pages(self, wants: Sequence[Want], page_size: int) -> Sequence[Page]:
         rows: dict[int, list[Any]] = {}
@@ -309,6 +315,12 @@ def _outcomes(pushes: Sequence[Push], rows: Sequence[Sequence[Any]]) -> list[Out
         refused.get(number) or tuple(found[number - 1][user_id] for user_id in push.user_ids)
         for number, push in enumerate(pushes, 1)
     ]
+
+
+def _backlog_of(rows: Sequence[Sequence[Any]], page_size: int) -> Backlog:
+    unread, last_seq, floor, types = rows[0][:4]
+    page = _page([row[4:] for row in rows if row[4] is not None], page_size, types)
+    return Backlog(page, unread, last_seq, truncated=floor is not None)
 
 
 def _page(rows: Sequence[Sequence[Any]], page_size: int, types: Sequence[str]) -> Page:

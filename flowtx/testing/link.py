@@ -41,7 +41,7 @@ class Link(MemoryTransport):
     def __init__(self, bounds: Bounds, address: str = "memory", user_agent: str = "") -> None:
         super().__init__(address, user_agent)
         self._bounds = bounds
-        self._outbox = Outbox(self._leave, self, bounds)
+        self._outbox = Outbox(self, self, bounds)
         self._unread_for: set[str] = set()
         self._unread: deque[Callable[[], None]] = deque()
         self._is_held = False
@@ -100,13 +100,22 @@ class Link(MemoryTransport):
 
     # What the outbox calls
 
+    def write(self, data: bytes) -> None:
+        if isinstance(data, _Parcel):
+            content = data.content
+            self._travel(self._to_client, lambda: self._arrive(content))
+
+    def cork(self) -> None: ...
+
+    def uncork(self) -> None: ...
+
     def piled_up(self, *, high: bool) -> None:
         if high:
             self._stop_taking("outbox")
         else:
             self._take_again("outbox")
 
-    def overflowed(self) -> None:
+    def overflowed(self, waited: int) -> None:  # noqa: ARG002
         self._bounds.metrics.slow_consumers.inc()
         self.socket.close(SLOW_CONSUMER)
 
@@ -137,12 +146,6 @@ class Link(MemoryTransport):
         parcel.content = content
         self._outbox.send(parcel, key)
         self.waiting_bytes = self._outbox.waiting_bytes
-
-    def _leave(self, data: bytes) -> None:
-        """Take from the outbox what the network is to carry."""
-        if isinstance(data, _Parcel):
-            content = data.content
-            self._travel(self._to_client, lambda: self._arrive(content))
 
     def _travel(self, direction: deque[Callable[[], None]], arrive: Callable[[], None]) -> None:
         if self._is_held or direction:

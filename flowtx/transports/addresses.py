@@ -9,6 +9,7 @@ then the address that it gives in ``X-Forwarded-For`` counts. From anybody else 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from math import ceil
 from typing import Final, TypeAlias
@@ -53,6 +54,7 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Networ
     return address
 
 
+@lru_cache(1024)
 def counted_as(address: str) -> str | None:
     """Tell under which name an address is counted; None where it is not."""
     found = _parsed(address)

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
+from flowtx.bursts import Bursts
 from flowtx.channels.router import Router
 from flowtx.channels.socket import Socket
 from flowtx.channels.throttle import Quota
@@ -70,6 +71,7 @@ class FlowFactory(GuardedFactory):
         metrics: counts.
         reactor: the reactor.
         recorder: keeps what last happened to each user; None for one of its own.
+        bursts: tells when what is sent to a connection can be joined; None for never.
 
     Attributes:
         served_path: the only one.
@@ -95,8 +97,10 @@ class FlowFactory(GuardedFactory):
         metrics: Metrics,
         reactor: IReactorTime,
         recorder: FlightRecorder | None = None,
+        bursts: Bursts | None = None,
     ) -> None:
         super().__init__(settings.max_frame_size, reactor=reactor)
+        self.bursts = bursts
         self.settings = settings
         self.verifier = verifier
         self.sessions = sessions

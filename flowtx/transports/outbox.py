@@ -20,7 +20,6 @@ messages may be what they answer; half of that must have gone before it is read 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -50,11 +49,22 @@ class Bounds:
     metrics: Metrics
 
 
+class Writer(Protocol):
+    """What hands data to the transport."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def cork(self) -> None:
+        """Join what is written from here on, until `uncork`."""
+
+    def uncork(self) -> None: ...
+
+
 class Consumer(Protocol):
     """The connection whose outbox it is."""
 
-    def overflowed(self) -> None:
-        """Close: the client is slow. Called once; what waited is gone already."""
+    def overflowed(self, waited: int) -> None:
+        """Close: the client is slow. Called once; what waited, so many bytes, is gone already."""
 
     def piled_up(self, *, high: bool) -> None:
         """Stop to read from the client, or go on."""
@@ -68,7 +78,7 @@ class Outbox:
     room again.
 
     Args:
-        write: hands data to the transport.
+        writer: hands data to the transport.
         consumer: the connection.
         bounds: the bounds.
 
@@ -89,12 +99,12 @@ class Outbox:
         "_stopped",
         "_timer",
         "_waiting",
-        "_write",
+        "_writer",
         "waiting_bytes",
     )
 
-    def __init__(self, write: Callable[[bytes], None], consumer: Consumer, bounds: Bounds) -> None:
-        self._write = write
+    def __init__(self, writer: Writer, consumer: Consumer, bounds: Bounds) -> None:
+        self._writer = writer
         self._consumer = consumer
         self._bounds = bounds
         self._paused = False
@@ -118,7 +128,7 @@ class Outbox:
             key: None for a normal frame; otherwise it is droppable.
         """
         if not self._paused:
-            self._write(data)
+            self._writer.write(data)
             if self._paused:
                 self._note_large(len(data))
         elif self._stopped:
@@ -131,7 +141,7 @@ class Outbox:
     def send_pong(self, data: bytes) -> None:
         """Send the answer to a Ping, or keep it in the place of an earlier one."""
         if not self._paused:
-            self._write(data)
+            self._writer.write(data)
         elif not self._stopped:
             self._pong = data
 
@@ -204,8 +214,9 @@ class Outbox:
             self._give_up()
 
     def _give_up(self) -> None:
+        waited = self.waiting_bytes
         self.stopProducing()
-        self._consumer.overflowed()
+        self._consumer.overflowed(waited)
 
     # IPushProducer
 
@@ -218,9 +229,10 @@ class Outbox:
         self._paused = False
         # The transport has nothing left.
         self._busy_until = 0.0
+        self._writer.cork()
         pong, self._pong = self._pong, None
         if pong is not None:
-            self._write(pong)
+            self._writer.write(pong)
         while self._waiting and not self._paused:
             data = self._waiting.popleft()[0]
             if len(data) == self._oversize:
@@ -230,6 +242,7 @@ class Outbox:
             data = self._droppable.popitem(last=False)[1]
             self._droppable_bytes -= len(data)
             self._hand_over(data)
+        self._writer.uncork()
         if not self._waiting:
             self._waiting = None
         if not self._droppable:
@@ -240,12 +253,13 @@ class Outbox:
 
     def _hand_over(self, data: bytes) -> None:
         self._count(-len(data))
-        self._write(data)
+        self._writer.write(data)
         if self._paused:
             self._note_large(len(data))
 
     def stopProducing(self) -> None:
-        """Give up what waits and whatever comes."""
+        """Give up what waits and whatever comes; what was joined counts as sent."""
+        self._writer.uncork()
         self._stopped = self._paused = True
         self._waiting = self._droppable = self._pong = None
         self._count(-self.waiting_bytes)

@@ -35,25 +35,17 @@ from flowtx.protocol.message import Frame
 from flowtx.protocol.serializer import Serializer
 from flowtx.tracing import CALL
 from flowtx.transports.endings import note_ended, note_opened, note_refused
-from flowtx.transports.guards import MAILBOXES, GuardedProtocol
+from flowtx.transports.framing import wire_of
+from flowtx.transports.guards import GuardedProtocol
 from flowtx.transports.handshake import Request, accept, call_in, check_head, forwarded_for, refusal
+from flowtx.transports.lean import slim
+from flowtx.transports.reading import MAILBOXES
 
 if TYPE_CHECKING:
     from flowtx.transports.factory import FlowFactory, Place
 
 MAX_HEAD: Final = 16_384
 MAX_HELD: Final = 65_536
-
-_SPENT: Final = (
-    "_asking",
-    "http_headers",
-    "http_request_data",
-    "http_request_params",
-    "http_request_uri",
-    "http_response_data",
-    "http_status_line",
-    "websocket_protocols",
-)
 
 
 class _Opened(NamedTuple):
@@ -85,6 +77,7 @@ class FlowProtocol(GuardedProtocol):
     _log = Logger()
     _deciding: Deferred[Any] | None = None
     _opened: _Opened | None = None
+    _claim: Place | None = None
     _socket: Socket | None = None
     _forwarded_for: str | None = None
     _asking: str | None = None
@@ -107,13 +100,6 @@ class FlowProtocol(GuardedProtocol):
             self._hold(data)
         else:
             super()._dataReceived(data)
-
-    def consumeData(self) -> None:
-        handled = CALL.set(self._call)
-        try:
-            super().consumeData()
-        finally:
-            CALL.reset(handled)
 
     def _hold(self, data: bytes) -> None:
         self.data += data
@@ -206,6 +192,8 @@ class FlowProtocol(GuardedProtocol):
         self._deciding = None
         self.stop_waiting()
         self.guard(super().succeedHandshake, res)
+        if self.state == self.STATE_OPEN:
+            slim(self)
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:  # noqa: ARG002
         # The reason is Autobahn's and may quote the request, so the client gets ours.
@@ -232,10 +220,9 @@ class FlowProtocol(GuardedProtocol):
     # The connection
 
     def onOpen(self) -> None:
-        for name in _SPENT:
-            self.__dict__.pop(name, None)
         factory = self.factory
         opened = cast("_Opened", self._opened)
+        self._claim, self._opened = opened.claim, None
         self.open_outbox(factory.bounds)
         self._socket = Socket(
             self,
@@ -295,12 +282,14 @@ class FlowProtocol(GuardedProtocol):
             deciding.cancel()
         socket, self._socket = self._socket, None
         opened, self._opened = self._opened, None
-        if opened is not None:
+        claim = self._claim if opened is None else opened.claim
+        self._claim = None
+        if claim is not None:
             if socket is not None:
                 self.factory.metrics.connections.dec()
                 note_ended(self, socket)
             ended = succeed(None) if socket is None else maybeDeferred(socket.connection_lost)
-            ended.addErrback(self._ended_badly).addBoth(lambda _: opened.claim.release())
+            ended.addErrback(self._ended_badly).addBoth(lambda _: claim.release())
 
     def _ended_badly(self, failure: Failure) -> None:
         self._log.failure("The channels of a connection did not end cleanly", failure)
@@ -321,8 +310,10 @@ class FlowProtocol(GuardedProtocol):
     # ITransport; `ping`, `close`, `waiting_bytes` and `reading` are inherited
 
     def send(self, frame: Frame) -> None:
-        self.factory.metrics.frames_sent += 1
-        super().send(frame)
+        outbox = self._outbox
+        if outbox is not None:
+            self.factory.metrics.frames_sent += 1
+            outbox.send(frame.wire or wire_of(frame), frame.key)
 
     def pause_reading(self) -> None:
         if self.state == self.STATE_OPEN:
@@ -336,12 +327,12 @@ class FlowProtocol(GuardedProtocol):
         if self._socket is not None:
             self._socket.read_again()
 
-    def overflowed(self) -> None:
+    def overflowed(self, waited: int) -> None:
         self.factory.metrics.slow_consumers.inc()
         if self._socket is not None:
-            self._socket.note("slow_consumer", waiting_bytes=self.waiting_bytes)
+            self._socket.note("slow_consumer", waiting_bytes=waited)
             self._socket.closing(SLOW_CONSUMER)
-        super().overflowed()
+        super().overflowed(waited)
 
 
 def _unavailable() -> Refused:

@@ -9,9 +9,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from flowtx.batches import MAX_BATCH
 from flowtx.errors import InvalidPayload, Unavailable
 from flowtx.groups.service import MAX_CHECKED, Groups, Place, group_topic, is_group_name
-from flowtx.sessions.directory import MAX_BATCH
 from flowtx.storage.groups import MemoryGroupStore
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,6 +99,7 @@ def beside(tmp_path: Path, server: FlowProcess) -> Command:
         (["users", "add"], ["USER_ID", "--name", "--email", "--data-dir", "--database"]),
         (["users", "list"], []),
         (["database-url"], ["--data-dir"]),
+        (["bench"], ["URL", "--api", "--api-key-file", "--clients", "--seconds", "--rate", "--tokens"]),
         (["version"], []),
     ],
 )
@@ -120,6 +123,7 @@ def test_help(flowtx: Command, arguments: list[str], names: list[str]) -> None:
         ["users", "remove"],
         ["users", "add"],
         ["migrate", "--no-such-option"],
+        ["bench", "--clients", "many"],
         ["version", "stray"],
     ],
 )
@@ -362,3 +366,85 @@ def test_interrupted(flowtx: Command, number: signal.Signals) -> None:
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (1, "", "flowtx: interrupted\n")
     assert flowtx.succeed("migrate") == f"schema flow: version {NEWEST}\n"
+
+
+# --- bench --------------------------------------------------------------------------------------------
+
+
+def bench(server: FlowProcess, *arguments: str) -> list[str]:
+    """Arguments that make the load a short one."""
+    url = server.socket_url.removesuffix("/socket")
+    return ["bench", url, f"--api={server.admin_url}", "--seconds=0.2", *arguments]
+
+
+LOADS = ["connect", "heartbeat", "activity", "broadcast"]
+
+
+def test_bench_tells_what_clients_see(beside: Command, server: FlowProcess) -> None:
+    insert = "INSERT INTO flow.users (id, name) SELECT 'bench-' || n, 'A User' FROM generate_series(1, 7) n"
+    run_sql(server.database_url, insert)
+    lines = beside.succeed(*bench(server, "--clients=7")).splitlines()
+    assert [line.split()[0] for line in lines] == LOADS
+    assert lines[0].split()[1] == "7"
+    for line in lines:
+        assert re.fullmatch(
+            r"\w+ +[1-9][\d,]* +[\d,]+/s  p50 [\d.]+ ms  p99 [\d.]+ ms  max [\d.]+ ms( .*)?", line
+        )
+    assert "until all 7 have it" in lines[-1]
+
+
+def test_bench_with_tokens_and_a_key_of_ones_own(
+    beside: Command, server: FlowProcess, tmp_path: Path
+) -> None:
+    beside.succeed("users", "add", "alice")
+    tokens, key = tmp_path / "tokens", tmp_path / "key"
+    tokens.write_text(f"alice {beside.succeed('token', 'alice')}")
+    key.write_text((server.data_dir / "api-key").read_text())
+    elsewhere = Command(tmp_path)  # there is no secret here
+    arguments = bench(server, f"--tokens={tokens}", f"--api-key-file={key}")
+    lines = elsewhere.succeed(*arguments).splitlines()
+    assert [line.split()[0] for line in lines] == LOADS
+    assert lines[0].split()[1] == "1"
+
+
+def test_bench_of_a_user_whom_the_server_does_not_know(beside: Command, server: FlowProcess) -> None:
+    tokens = beside.directory / "tokens"
+    tokens.write_text(f"stranger {beside.succeed('token', 'stranger')}")
+    line = beside.fail(*bench(server, f"--tokens={tokens}"))
+    assert line.startswith('stranger is turned away: 403 {"reason":"unknown_user"}; --tokens takes')
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("--clients=0", "got 0 clients; it takes 1 to 10,000"),
+        ("--clients=10001", "got 10001 clients; it takes 1 to 10,000"),
+        ("--seconds=0", "--seconds: got 0; it takes more than 0 and at most 3,600"),
+        ("--rate=nan", "--rate: got nan; it takes more than 0 and at most 1,000"),
+        (
+            "--api=ws://127.0.0.1:4001",
+            "got the URL 'ws://127.0.0.1:4001'; it takes http://HOST:PORT or https://",
+        ),
+        ("--api=http://127.0.0.1:no", "got the URL 'http://127.0.0.1:no'; it takes"),
+        ("--tokens=absent", "--tokens: [Errno 2]"),
+        ("--api-key-file=absent", "--api-key-file: [Errno 2]"),
+    ],
+)
+def test_bench_of_what_cannot_be(beside: Command, server: FlowProcess, argument: str, says: str) -> None:
+    assert beside.fail(*bench(server, argument)).startswith(says)
+
+
+def test_bench_of_a_server_that_is_not_there(beside: Command) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"ws://127.0.0.1:{taken.getsockname()[1]}"
+        assert beside.fail("bench", url).startswith(f"{url}: Connection was refused")
+
+
+def test_bench_comes_again_when_the_server_has_too_much_to_do(flowtx: Command) -> None:
+    options = ("--handshake-rate=2", "--users-query=claims")
+    with FlowProcess(flowtx.directory, *options) as server:
+        flowtx.environ["FLOWTX_DATA_DIR"] = str(server.data_dir)
+        first = flowtx.succeed(*bench(server, "--clients=5")).splitlines()[0]
+    assert first.split()[:2] == ["connect", "5"]
+    assert re.search(r"turned away \d+ times, and came again$", first)

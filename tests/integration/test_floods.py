@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.task import deferLater
 
 from flowtx.protocol.close import Close
-from flowtx.transports.guards import STEPS_A_TURN, GuardedProtocol
+from flowtx.transports.reading import STEPS_A_TURN
 from flowtx.transports.websocket import FlowProtocol
 from tests.integration.rawclient import (
     CLOSE,
@@ -132,8 +133,11 @@ class Recording(FlowProtocol):
 
 
 class InOneGo(Recording):
+    def dataReceived(self, data: bytes) -> None:
+        WebSocketServerProtocol.dataReceived(self, data)
+
     def consumeData(self) -> None:
-        super(GuardedProtocol, self).consumeData()
+        WebSocketServerProtocol.consumeData(self)
 
 
 @pytest.mark.parametrize("protocol", [Recording, InOneGo])

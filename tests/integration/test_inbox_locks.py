@@ -17,7 +17,7 @@ from flowtx.storage.notifications import PostgresNotificationStore
 from flowtx.storage.postgres import Database
 from flowtx.storage.upkeep import AT_ONCE
 from tests.integration.inbox_server import Program, program, running, until
-from tests.storage.inbox_contract import everything, push, seqs
+from tests.storage.inbox_contract import backlog_of, everything, push, seqs
 
 DAY = 86_400.0
 
@@ -227,13 +227,13 @@ async def test_a_sweep_passes_a_held_inbox_by(
         assert now <= AT_ONCE
         gone += now
     assert gone == 10 - left
-    assert (await store.backlog("bob", None, 10, 10)).unread == left
+    assert (await backlog_of(store, "bob", None, 10, 10)).unread == left
     holder.connection.commit()
     while now := await store.sweep(max_age, max_count):
         assert now <= AT_ONCE
         gone += now
     assert gone == AT_ONCE + 110 - 2 * left
-    assert (await store.backlog("alice", None, 10, 10)).unread == left
+    assert (await backlog_of(store, "alice", None, 10, 10)).unread == left
 
 
 @pytest_twisted.ensureDeferred

@@ -12,6 +12,7 @@ from flowtx.storage.link import Rows
 from flowtx.storage.notifications import PostgresNotificationStore
 from flowtx.storage.postgres import Database
 from tests.integration.inbox_server import fill
+from tests.storage.inbox_contract import backlog_of
 
 ROWS = 100_000
 ID = "00000000-0000-4000-8000-000000000000"
@@ -19,8 +20,8 @@ ID = "00000000-0000-4000-8000-000000000000"
 Call = Callable[[PostgresNotificationStore], Awaitable[Any]]
 
 PER_USER: dict[str, Call] = {
-    "backlog after a seq": lambda store: store.backlog("alice", 49_000, 1_000, 64),
-    "backlog of the unread": lambda store: store.backlog("alice", None, 1_000, 64),
+    "backlog after a seq": lambda store: backlog_of(store, "alice", 49_000, 1_000, 64),
+    "backlog of the unread": lambda store: backlog_of(store, "alice", None, 1_000, 64),
     "pages": lambda store: store.pages([Want(f"user-{n}", 5) for n in range(100)], 64),
     "unread pages": lambda store: store.pages([Want("alice", 5, 49_900)], 64),
     "list": lambda store: store.list_page("alice", None, 100, False),

@@ -15,7 +15,7 @@ from flowtx.storage.migrations import migrate, migrations
 from flowtx.storage.notifications import PostgresNotificationStore
 from flowtx.storage.postgres import Database
 from tests.integration.inbox_server import InboxServer, Program, fill, program, running, until
-from tests.storage.inbox_contract import everything, later, push, push_one, seqs
+from tests.storage.inbox_contract import backlog_of, everything, later, push, push_one, seqs
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ async def test_a_migration_keeps_notifications_keys_and_counts(
     )
     assert after == before
     store = PostgresNotificationStore(database)
-    backlog = await store.backlog("alice", None, 10, 10)
+    backlog = await backlog_of(store, "alice", None, 10, 10)
     assert (seqs(backlog.page.entries), backlog.unread, backlog.last_seq) == ([2, 3], 2, 3)
     assert json.loads(bytes((await everything(store, "alice"))[0].payload)) == content
     # The key still names what it named, whoever asks.

@@ -20,7 +20,7 @@ from flowtx.inbox import Push, ReadMarks, Receipts, Want
 from flowtx.storage.notifications import PostgresNotificationStore
 from flowtx.storage.postgres import Database
 from tests.integration.inbox_server import InboxServer, Program, fill, program, running
-from tests.storage.inbox_contract import later
+from tests.storage.inbox_contract import backlog_of, later
 
 T = TypeVar("T")
 
@@ -331,6 +331,6 @@ async def test_reading_all_of_a_large_inbox_while_pushes_go_on(database: Databas
     assert 20_000 <= marked[0][1] <= 20_000 + amid
     assert 1 < amid <= len(pushed)
     assert pushed == list(range(20_001, 20_001 + len(pushed)))
-    backlog = await store.backlog("alice", None, 1_000, 1_000)
+    backlog = await backlog_of(store, "alice", None, 1_000, 1_000)
     assert backlog.unread == len(backlog.page.entries) == 20_000 + len(pushed) - marked[0][1]
     assert unread <= backlog.unread

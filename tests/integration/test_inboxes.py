@@ -17,7 +17,7 @@ from flowtx.inbox import ReadMarks
 from flowtx.storage.migrations import migrate, migrations
 from flowtx.storage.notifications import PostgresNotificationStore
 from flowtx.storage.postgres import Database
-from tests.storage.inbox_contract import CHECKS, Check, everything, push, push_one
+from tests.storage.inbox_contract import CHECKS, Check, backlog_of, everything, push, push_one
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def test_a_notification_is_there_if_and_only_if_the_callers_transaction_co
     assert [entry.seq for entry in await everything(store, "alice")] == [1]
     mark, users = await store.changed(mark)
     assert users == frozenset({"alice"})
-    assert (await store.backlog("alice", None, 10, 10)).unread == 1
+    assert (await backlog_of(store, "alice", None, 10, 10)).unread == 1
 
 
 @pytest_twisted.ensureDeferred
@@ -116,7 +116,7 @@ async def test_writers_at_once_leave_no_hole_and_do_not_block_each_other_for_eve
     for user in users:
         entries = await everything(store, user)
         assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
-        backlog = await store.backlog(user, None, 1_000, 1_000)
+        backlog = await backlog_of(store, user, None, 1_000, 1_000)
         assert backlog.unread == backlog.last_seq == len(entries)
         lengths.append(len(entries))
     assert sum(lengths) == 8 * 20 * 10 - 8 * 4 * (0 + 1 + 2 + 3 + 4)
@@ -144,7 +144,7 @@ async def test_readers_at_once_count_right(store: PostgresNotificationStore) -> 
     await gatherResults(
         [Deferred.fromCoroutine(work) for work in (*map(read, marks), *(push_another() for _ in range(5)))]
     )
-    backlog = await store.backlog("alice", None, 100, 100)
+    backlog = await backlog_of(store, "alice", None, 100, 100)
     assert backlog.unread == len(backlog.page.entries) == 15
 
 
@@ -204,7 +204,7 @@ async def test_bad_values_are_an_invalid_payload(store: PostgresNotificationStor
     for marks in (ReadMarks(ids=("x",)), ReadMarks(ids=("\x00",)), ReadMarks(up_to_seq=2**63)):
         with pytest.raises(InvalidPayload):
             await store.mark_read("alice", marks)
-    assert (await store.backlog("alice", None, 10, 10)).unread == 1
+    assert (await backlog_of(store, "alice", None, 10, 10)).unread == 1
 
 
 def test_a_program_that_may_use_the_schema_may_notify_and_nothing_more(caller: Connection) -> None:

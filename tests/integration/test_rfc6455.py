@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 
 from flowtx.channels.socket import Socket
 from flowtx.protocol.message import Frame
-from flowtx.transports import guards
+from flowtx.transports import reading
 from flowtx.transports.websocket import FlowProtocol
 from tests.conformance.rfc6455 import COUNT, GROUPS, CasesError, load
 from tests.conformance.rfc6455_client import Outcome, run_case
@@ -56,7 +56,7 @@ async def test_all_cases(
     cases: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # They send a message of 4 MiB in 65,536 fragments.
-    monkeypatch.setattr(guards, "MAX_FRAGMENTS", SIZE)
+    monkeypatch.setattr(reading, "MAX_FRAGMENTS", SIZE)
     chosen = {id_: case for id_, case in cases.items() if id_.split(".")[0] in GROUPS}
     assert len(chosen) == COUNT
     settings: dict[str, Any] = {"max_frame_size": SIZE, "outbox_limit": 2 * SIZE, "ping_rate": 1000.0}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.task import deferLater
 
 from flowtx.protocol.message import Broadcast
-from flowtx.transports.guards import GuardedProtocol
 from flowtx.transports.websocket import FlowProtocol
 from tests.integration.rawclient import CLOSE, PING, PONG, TEXT, RawClient, frame
 from tests.integration.websocket_server import HEARTBEAT, Server, reactor, until
@@ -183,8 +183,11 @@ async def test_of_droppable_frames_a_slow_client_gets_the_newest() -> None:
 class Deaf(FlowProtocol):
     """Handles all that has arrived in one go, paused or not."""
 
+    def dataReceived(self, data: bytes) -> None:
+        WebSocketServerProtocol.dataReceived(self, data)
+
     def consumeData(self) -> None:
-        super(GuardedProtocol, self).consumeData()
+        WebSocketServerProtocol.consumeData(self)
 
 
 @pytest.mark.parametrize("protocol", [FlowProtocol, Deaf])

@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 
 from flowtx.channels.channel import Channel, ok
 from flowtx.channels.router import Router
-from flowtx.transports.guards import MAX_FRAGMENTS
+from flowtx.transports.reading import MAX_FRAGMENTS
 from flowtx.transports.websocket import FlowProtocol
 from tests.integration.rawclient import (
     BINARY,
@@ -293,6 +293,9 @@ class Breaking(FlowProtocol):
 
 
 class BreakingUnguarded(Breaking):
+    def dataReceived(self, data: bytes) -> None:
+        WebSocketServerProtocol.dataReceived(self, data)
+
     def consumeData(self) -> None:
         WebSocketServerProtocol.consumeData(self)
 

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from flowtx.errors import Unavailable
-from flowtx.inbox import Backlog, Notification, Page, ReadMarks, Undeliverable, Want
+from flowtx.inbox import Backlog, Joining, Notification, Page, ReadMarks, Undeliverable, Want
 from flowtx.notifications.service import NotificationService
 from flowtx.pubsub.memory import MemoryPubSub
 from flowtx.storage.memory_inboxes import MemoryNotificationStore
@@ -48,8 +48,8 @@ class SlowStore(MemoryNotificationStore):
         await self._answer()
         return found
 
-    async def backlog(self, user_id: str, after_seq: int | None, limit: int, page_size: int) -> Backlog:
-        found = await super().backlog(user_id, after_seq, limit, page_size)
+    async def backlogs(self, asked: Sequence[Joining], limit: int, page_size: int) -> Sequence[Backlog]:
+        found = await super().backlogs(asked, limit, page_size)
         await self._answer()
         return found
 

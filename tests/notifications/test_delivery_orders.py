@@ -85,7 +85,7 @@ class OrdersTests(InboxTestCase):
             self.run_event(event, number)
             for phone in self.begun:
                 self.assertLessEqual(len(phone.pings), 1)
-                self.assertLessEqual(len(phone.reader._in_flight), reader_module.WINDOW)
+                self.assertLessEqual(phone.reader.in_flight, reader_module.WINDOW)
         for phone, last_seq in self.opened:
             self.begin(phone, last_seq)
         self.answer()

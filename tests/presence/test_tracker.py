@@ -220,7 +220,8 @@ class TrackerTests(SynchronousTestCase):
         self.track("a")
         self.clock.advance(PERIOD)
         [broadcast] = {id(one): one for receiver in receivers for one in receiver.broadcasts}.values()
-        self.assertEqual(sorted(broadcast.encoded), ["1.0.0", "2.0.0"])
+        forms = {form for form in broadcast.encoded if isinstance(form, str)}
+        self.assertEqual(forms, {"1.0.0", "2.0.0"})
         diff = b'{"joins":{"a":{"metas":[{"phx_ref":"ref-a"}]}},"leaves":{}}'
         self.assertEqual(receivers[2].frames, [b'["2",null,"users:online","presence_diff",%b]' % diff])
         self.assertEqual(

@@ -11,19 +11,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from flowtx.batches import ALONE, ANSWER_WITHIN, AT_ONCE, CALM, MAX_BATCH, MAX_WAITING, QUIET, TOGETHER
 from flowtx.errors import StorageError, Unavailable
 from flowtx.interfaces import IRevocations, IUserDirectory, Principal, User
 from flowtx.sessions.directory import (
-    ALONE,
-    ANSWER_WITHIN,
-    AT_ONCE,
-    CALM,
     FOUND_FOR,
-    MAX_BATCH,
     MAX_REMEMBERED,
-    MAX_WAITING,
-    QUIET,
-    TOGETHER,
     UNKNOWN_FOR,
     BatchedRevocations,
     BatchedUserDirectory,

@@ -19,7 +19,7 @@ from flowtx.faultpoints import Faults
 
 @contextmanager
 def replaced(values: dict[str, object]) -> Iterator[None]:
-    """Put values in the place of names such as ``flowtx.tracing:token_hex``, for a while."""
+    """Put values in the place of names such as ``flowtx.tracing:new_id``, for a while."""
     before = []
     try:
         for name, value in values.items():
@@ -40,15 +40,18 @@ def seeded(chance: Random, wall: Callable[[], float]) -> dict[str, object]:
     def uuid4() -> UUID:
         return UUID(int=chance.getrandbits(128), version=4)
 
+    def new_id() -> str:
+        return uuid4().hex
+
     def token_hex(size: int) -> str:
         return chance.randbytes(size).hex()
 
     return {
-        "flowtx.channels.socket:uuid4": uuid4,
-        "flowtx.sessions.session:uuid4": uuid4,
+        "flowtx.channels.socket:new_id": new_id,
+        "flowtx.sessions.session:new_id": new_id,
+        "flowtx.tracing:new_id": new_id,
         "flowtx.presence.recorder:uuid4": uuid4,
         "flowtx.storage.memory_inboxes:uuid4": uuid4,
-        "flowtx.tracing:token_hex": token_hex,
         "flowtx.presence.presence:secrets": SimpleNamespace(token_urlsafe=token_hex),
         "flowtx.transports.factory:time": SimpleNamespace(time=wall),
     }

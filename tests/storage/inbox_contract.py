@@ -11,7 +11,9 @@ import msgspec
 
 from flowtx.errors import Conflict, InvalidPayload
 from flowtx.inbox import (
+    Backlog,
     INotificationStore,
+    Joining,
     Notification,
     Push,
     Pushed,
@@ -48,8 +50,15 @@ async def push(
     return [entry.seq for entry in pushed]
 
 
+async def backlog_of(
+    store: INotificationStore, user_id: str, after_seq: int | None, limit: int, page_size: int
+) -> Backlog:
+    [backlog] = await store.backlogs([Joining(user_id, after_seq)], limit, page_size)
+    return backlog
+
+
 async def everything(store: INotificationStore, user_id: str) -> list[Notification]:
-    entries = (await store.backlog(user_id, 0, 1_000, 1_000)).page.entries
+    entries = (await backlog_of(store, user_id, 0, 1_000, 1_000)).page.entries
     return [entry for entry in entries if isinstance(entry, Notification)]
 
 
@@ -122,7 +131,7 @@ async def several_pushes_at_once_count_in_their_order(store: INotificationStore)
     ]
     assert placed == [[("bob", 1), ("alice", 1)], [("alice", 2)], [("alice", 3), ("carol", 1)]]
     assert [entry.type for entry in await everything(store, "alice")] == ["a", "b", "c"]
-    assert (await store.backlog("alice", None, 10, 10)).unread == 3
+    assert (await backlog_of(store, "alice", None, 10, 10)).unread == 3
 
 
 async def a_conflict_is_of_one_push_alone(store: INotificationStore) -> None:
@@ -156,7 +165,7 @@ async def the_backlog_without_a_seq_is_what_is_unread(store: INotificationStore)
     for _ in range(4):
         await push(store, "alice")
     await store.mark_read("alice", ReadMarks(up_to_seq=2))
-    backlog = await store.backlog("alice", None, 10, 10)
+    backlog = await backlog_of(store, "alice", None, 10, 10)
     assert seqs(backlog.page.entries) == [3, 4]
     assert (backlog.unread, backlog.last_seq, backlog.truncated, backlog.page.more) == (2, 4, False, False)
 
@@ -165,7 +174,7 @@ async def the_backlog_after_a_seq_has_read_ones_too(store: INotificationStore) -
     for _ in range(4):
         await push(store, "alice")
     await store.mark_read("alice", ReadMarks(up_to_seq=3))
-    backlog = await store.backlog("alice", 1, 10, 10)
+    backlog = await backlog_of(store, "alice", 1, 10, 10)
     assert seqs(backlog.page.entries) == [2, 3, 4]
     assert (backlog.unread, backlog.last_seq) == (1, 4)
 
@@ -174,23 +183,23 @@ async def a_long_backlog_gives_the_newest(store: INotificationStore) -> None:
     for _ in range(5):
         await push(store, "alice")
     for after in (None, 0, 1):
-        backlog = await store.backlog("alice", after, 3, 2)
+        backlog = await backlog_of(store, "alice", after, 3, 2)
         assert seqs(backlog.page.entries) == [3, 4]
         assert (backlog.truncated, backlog.page.more) == (True, True)
-    backlog = await store.backlog("alice", 2, 3, 3)
+    backlog = await backlog_of(store, "alice", 2, 3, 3)
     assert (backlog.truncated, backlog.page.more) == (False, False)
-    assert (await store.backlog("alice", 2, 3, 2)).page.more
+    assert (await backlog_of(store, "alice", 2, 3, 2)).page.more
 
 
 async def a_seq_in_the_future_has_nothing_after_it(store: INotificationStore) -> None:
     await push(store, "alice")
     for after in (1, 99, 2**63 - 1):
-        backlog = await store.backlog("alice", after, 10, 10)
+        backlog = await backlog_of(store, "alice", after, 10, 10)
         assert (list(backlog.page.entries), backlog.last_seq) == ([], 1)
 
 
 async def an_empty_inbox(store: INotificationStore) -> None:
-    backlog = await store.backlog("nobody", None, 10, 10)
+    backlog = await backlog_of(store, "nobody", None, 10, 10)
     assert (list(backlog.page.entries), backlog.unread, backlog.last_seq) == ([], 0, 0)
     assert (backlog.truncated, backlog.page.more) == (False, False)
     assert await store.mark_read("nobody", ReadMarks(all=True)) == 0
@@ -228,7 +237,7 @@ async def a_page_is_bounded_in_bytes(store: INotificationStore) -> None:
     assert (seqs(page.entries), page.more) == ([1, 2, 3, 4, 5], True)
     [rest] = await store.pages([Want("alice", 5)], 100)
     assert (seqs(rest.entries), rest.more) == ([6, 7], False)
-    backlog = await store.backlog("alice", 0, 100, 100)
+    backlog = await backlog_of(store, "alice", 0, 100, 100)
     assert (seqs(backlog.page.entries), backlog.page.more, backlog.truncated) == (
         [1, 2, 3, 4, 5],
         True,
@@ -270,7 +279,7 @@ async def what_has_expired_is_not_there(store: INotificationStore) -> None:
     await push(store, "alice", n=2, expires_at=later(-1))
     await push(store, "alice", n=3)
     assert numbers(await everything(store, "alice")) == [1, 3]
-    backlog = await store.backlog("alice", None, 10, 10)
+    backlog = await backlog_of(store, "alice", None, 10, 10)
     assert (seqs(backlog.page.entries), backlog.unread, backlog.last_seq) == ([1, 3], 2, 3)
     listed = await store.list_page("alice", None, 10, False)
     assert (seqs(listed.notifications), listed.unread) == ([3, 1], 2)
@@ -279,7 +288,7 @@ async def what_has_expired_is_not_there(store: INotificationStore) -> None:
     assert await store.mark_read("alice", ReadMarks(up_to_seq=1)) == 1
     assert await store.mark_read("alice", ReadMarks(all=True)) == 0
     await push(store, "alice")
-    assert (await store.backlog("alice", None, 10, 10)).unread == 1
+    assert (await backlog_of(store, "alice", None, 10, 10)).unread == 1
 
 
 async def a_newer_one_takes_the_place_of_the_unread_older_one(store: INotificationStore) -> None:
@@ -288,19 +297,19 @@ async def a_newer_one_takes_the_place_of_the_unread_older_one(store: INotificati
     assert await push(store, "alice", n=3, collapse_key="deal-42") == [3]
     assert numbers(await everything(store, "alice")) == [2, 3]
     assert numbers(await everything(store, "bob")) == [1]
-    backlog = await store.backlog("alice", None, 10, 10)
+    backlog = await backlog_of(store, "alice", None, 10, 10)
     assert (backlog.unread, backlog.last_seq) == (2, 3)
     assert await store.mark_read("alice", ReadMarks(up_to_seq=3)) == 0
     await push(store, "alice", n=4, collapse_key="deal-42")
     assert numbers(await everything(store, "alice")) == [2, 3, 4]
-    assert (await store.backlog("alice", None, 10, 10)).unread == 1
+    assert (await backlog_of(store, "alice", None, 10, 10)).unread == 1
 
 
 async def what_has_expired_is_replaced_and_counted_once(store: INotificationStore) -> None:
     await push(store, "alice", n=1, collapse_key="c", expires_at=later(-1))
     await push(store, "alice", n=2, collapse_key="c")
     assert numbers(await everything(store, "alice")) == [2]
-    assert (await store.backlog("alice", None, 10, 10)).unread == 1
+    assert (await backlog_of(store, "alice", None, 10, 10)).unread == 1
     assert await swept(store, 0, 0) == 0
 
 
@@ -311,7 +320,7 @@ async def a_sweep_keeps_the_counts_exact(store: INotificationStore) -> None:
     await store.mark_read("alice", ReadMarks(up_to_seq=3))
     assert await swept(store, 0, 0) == 6
     for user, unread in (("alice", [4, 6]), ("bob", [2, 4, 6])):
-        backlog = await store.backlog(user, None, 10, 10)
+        backlog = await backlog_of(store, user, None, 10, 10)
         assert (seqs(backlog.page.entries), backlog.unread) == (unread, len(unread))
 
 
@@ -321,7 +330,7 @@ async def of_several_in_one_call_the_last_stays(store: INotificationStore) -> No
     outcomes = await store.push(pushes, wait=False)
     assert [outcome[0].seq for outcome in outcomes if isinstance(outcome, tuple)] == [2, 3, 4, 5]
     assert numbers(await everything(store, "alice")) == [2, 4]
-    backlog = await store.backlog("alice", None, 10, 10)
+    backlog = await backlog_of(store, "alice", None, 10, 10)
     assert (backlog.unread, backlog.last_seq) == (2, 5)
 
 
@@ -332,7 +341,7 @@ async def subscriptions_are_kept_with_the_user(store: INotificationStore) -> Non
     await push(store, "alice")
     [page] = await store.pages([Want("alice", 0)], 10)
     assert page.types == ("a", "deal.*")
-    assert (await store.backlog("alice", None, 10, 10)).page.types == ("a", "deal.*")
+    assert (await backlog_of(store, "alice", None, 10, 10)).page.types == ("a", "deal.*")
     assert await store.subscribe("alice", [], ["a", "deal.*"]) == ()
 
 
@@ -395,7 +404,7 @@ async def a_sweep_deletes_the_expired(store: INotificationStore) -> None:
     await push(store, "alice", expires_at=later(-1))
     await push(store, "alice", expires_at=later(3_600))
     assert await swept(store, 0, 0) == 1
-    backlog = await store.backlog("alice", None, 10, 10)
+    backlog = await backlog_of(store, "alice", None, 10, 10)
     assert (seqs(backlog.page.entries), backlog.unread, backlog.last_seq) == ([2], 1, 2)
 
 
@@ -406,7 +415,7 @@ async def a_sweep_deletes_what_is_too_many(store: INotificationStore) -> None:
     await store.mark_read("alice", ReadMarks(up_to_seq=1))
     assert await swept(store, 0, 3) == 4 + 3
     for user, left in (("alice", [5, 6, 7]), ("bob", [4, 5, 6])):
-        backlog = await store.backlog(user, None, 10, 10)
+        backlog = await backlog_of(store, user, None, 10, 10)
         assert (seqs(backlog.page.entries), backlog.unread) == (left, 3)
     assert await push(store, "alice") == [8]
 
@@ -415,7 +424,7 @@ async def a_sweep_deletes_the_old(store: INotificationStore) -> None:
     await push(store, "alice")
     assert await swept(store, 1e-9, 0) == 1
     assert await push(store, "alice") == [2]
-    assert (await store.backlog("alice", None, 10, 10)).unread == 1
+    assert (await backlog_of(store, "alice", None, 10, 10)).unread == 1
 
 
 async def changed_names_each_user_once_a_look(store: INotificationStore) -> None:
@@ -437,7 +446,7 @@ async def read_by_id(store: INotificationStore) -> None:
     assert await store.mark_read("alice", marks) == 1
     assert await store.mark_read("alice", marks) == 1
     assert [entry.read_at is None for entry in await everything(store, "alice")] == [False, True, False]
-    assert (await store.backlog("bob", None, 10, 10)).unread == 1
+    assert (await backlog_of(store, "bob", None, 10, 10)).unread == 1
     assert await store.mark_read("alice", ReadMarks(ids=())) == 1
 
 
@@ -448,7 +457,7 @@ async def read_up_to_a_seq_and_all(store: INotificationStore) -> None:
     assert await store.mark_read("alice", ReadMarks(up_to_seq=3)) == 1
     assert await store.mark_read("alice", ReadMarks(all=True)) == 0
     await push(store, "alice")
-    assert (await store.backlog("alice", None, 10, 10)).unread == 1
+    assert (await backlog_of(store, "alice", None, 10, 10)).unread == 1
 
 
 CHECKS: list[Check] = [

@@ -32,7 +32,7 @@ class Connection:
         self.room = 1000
         self.overflows = 0
         self.reading = True
-        self.outbox = Outbox(self.write, self, Bounds(limit, max_age, self.clock, self.metrics))
+        self.outbox = Outbox(self, self, Bounds(limit, max_age, self.clock, self.metrics))
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
@@ -40,12 +40,17 @@ class Connection:
         if self.room == 0:
             self.outbox.pauseProducing()
 
+    def cork(self) -> None: ...
+
+    def uncork(self) -> None: ...
+
     def resume(self, room: int = 1000) -> None:
         """The transport has nothing left, and room for so many."""
         self.room = room
         self.outbox.resumeProducing()
 
-    def overflowed(self) -> None:
+    def overflowed(self, waited: int) -> None:
+        assert waited > 0
         self.overflows += 1
 
     def piled_up(self, *, high: bool) -> None:
