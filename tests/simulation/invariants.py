@@ -183,6 +183,8 @@ def _remains(node: Node) -> Iterator[str]:
         yield f"{node.metrics.outbox_waiting} waiting bytes"
     if node.factory.admission.under_way:
         yield f"{node.factory.admission.under_way} handshakes"
+    if node.metrics.connections._value.get():
+        yield f"{node.metrics.connections._value.get()} connections in the metrics"
     if node.gate.under_way:
         yield f"{node.gate.under_way} requests"
     if node.history.waiting or node.presence_recorder.waiting:

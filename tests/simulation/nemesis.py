@@ -200,6 +200,12 @@ class Nemesis:
         self._database.deafness = self._chance.choice((0.5, 1.0))
         self._clock.callLater(self._chance.uniform(2.0, 10.0), self._database.come_back)
 
+    def _user_unknown(self) -> None:
+        known = self._database.users.users
+        user = known.pop(self._user(), None)
+        if user is not None:
+            self._clock.callLater(self._chance.uniform(0.5, 8.0), known.setdefault, user.id, user)
+
     # The network
 
     def _link_cut(self) -> None:
@@ -298,6 +304,7 @@ KINDS: Final[dict[str, Callable[[Nemesis], None]]] = {
     "reads nothing": Nemesis._reads_nothing,
     "clock step": Nemesis._clock_step,
     "database clock step": Nemesis._database_clock_step,
+    "user unknown": Nemesis._user_unknown,
     "session crash": Nemesis._session_crash,
     "session stop": Nemesis._session_stop,
     "revocation": Nemesis._revocation,
