@@ -274,6 +274,7 @@ class ListeningLink:
         self._lost = lost
         self._notified = notified
         self._pending: Deferred[Any] | None = None
+        self._answering: IDelayedCall | None = None
 
     def open(self, dsn: str, setup: str) -> Deferred[None]:
         database = self._database
@@ -282,7 +283,7 @@ class ListeningLink:
         opening: Deferred[None] = Deferred()
         self._pending = opening
         database.links.append(self)
-        self.clock.callLater(database.delay(), self._opened, "LISTEN" in setup)
+        self._answering = self.clock.callLater(database.delay(), self._opened, "LISTEN" in setup)
         return opening
 
     def _opened(self, is_listening: bool) -> None:
@@ -300,7 +301,7 @@ class ListeningLink:
         self._pending = pending
         self.phase = Phase.AT_WORK
         if not self._database.hangs:
-            self.clock.callLater(self._database.delay(), self._answered, pending)
+            self._answering = self.clock.callLater(self._database.delay(), self._answered, pending)
         return pending
 
     def _answered(self, pending: Deferred[Rows]) -> None:
@@ -335,6 +336,8 @@ class ListeningLink:
     def close(self) -> None:
         self._gone()
         self._pending = None
+        if self._answering is not None and self._answering.active():
+            self._answering.cancel()
 
     def _gone(self) -> None:
         self.is_listening = False
