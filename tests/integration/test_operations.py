@@ -128,8 +128,7 @@ def test_the_log_says_it_as_printed(tmp_path: Path) -> None:
     with blocking_server(tmp_path, 0.5, f"--config={file}") as server:
 
         def says(*lines: str) -> None:
-            for line in lines:
-                eventually(lambda line=line: line in server.log, f"it says {line!r}")
+            eventually(lambda: all(line in server.log for line in lines), f"it says {lines}")
 
         file.write_text('max-topics = 50\nrate-limit = "40/80"\nidle-timeout = 900')
         server.send_signal(signal.SIGHUP)
