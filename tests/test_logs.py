@@ -14,7 +14,7 @@ from twisted.logger import Logger, LogLevel, LogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.logs import MAX_LINE, MAX_TEXT, make_observer, observer_for, set_level
+from flowtx.logs import MAX_LINE, MAX_PLAIN, make_observer, observer_for, set_level
 from flowtx.tracing import CALL, Call
 
 HOSTILE = (
@@ -80,7 +80,7 @@ class TextTests(SynchronousTestCase):
             self.log.logger.warn("Refused {user_agent}", user_agent=value, request_id="r" * 128)
         self.assertEqual(len(self.log.lines), 3)
         for line in self.log.lines:
-            self.assertLessEqual(len(line.encode()), MAX_TEXT)
+            self.assertLessEqual(len(line.encode()), MAX_PLAIN)
 
     def test_what_is_printed_is_not_cut(self) -> None:
         log = Log("text", "stdout")
@@ -190,9 +190,33 @@ class JsonTests(SynchronousTestCase):
         log = Log("json")
         log.publish("Hello {long}", {**event, "long": long})
         [line] = log.lines
-        self.assertLessEqual(len(line), MAX_LINE)
+        self.assertLess(len(line), MAX_PLAIN)
         self.assertTrue(line.isascii() and line.isprintable())
         self.assertTrue(json.loads(line)["message"].startswith("Hello "))
+
+    def test_hostile_values_are_cut_before_others(self) -> None:
+        for agent in ("x" * 1_000_000, "ü" * 400, HOSTILE * 9, "\U0001f600" * 150):
+            self.log.logger.info(
+                "Refused {address}: {reason}",
+                address="2001:db8::1",
+                reason="too_many_devices",
+                user_agent=agent,
+                request_id="r" * 64,
+                traceparent=TRACEPARENT,
+                connections=20,
+            )
+        for line, event in zip(self.log.lines, self.log.events, strict=True):
+            self.assertLess(len(line), MAX_PLAIN)
+            self.assertEqual(event["message"], "Refused 2001:db8::1: too_many_devices")
+            self.assertEqual((event["request_id"], event["traceparent"]), ("r" * 64, TRACEPARENT))
+            self.assertEqual((event["reason"], event["connections"]), ("too_many_devices", 20))
+            self.assertTrue(event["user_agent"].endswith("…"))
+
+    def test_lines_of_others_may_be_longer(self) -> None:
+        log = Log("json", "an.application")
+        log.logger.info("Told {much}", much="x" * 900)
+        [line] = log.lines
+        self.assertIn("x" * 900, line)
 
     def test_many_long_values_fit(self) -> None:
         values: dict[str, Any] = {f"value_{number}": "\x1b" * 100_000 for number in range(100)}
