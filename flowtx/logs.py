@@ -35,9 +35,9 @@ from flowtx.recorder import SECRET_NAME
 from flowtx.tracing import CALL
 
 MAX_LINE: Final = 16_384
-"""Bytes of a line of JSON."""
-MAX_TEXT: Final = 512
-"""Bytes of a line of text that flowtx logs; what others print may be longer."""
+"""Bytes of a line of JSON with a traceback in it, or one that others log."""
+MAX_PLAIN: Final = 512
+"""Bytes of every other line that flowtx logs, in both forms."""
 MAX_PRINTED: Final = 4_096
 MAX_VALUE: Final = 1_024
 MAX_TRACEBACK: Final = 8_192
@@ -55,6 +55,11 @@ _NOT_SHOWN: Final = frozenset(
     {"time", "level", "namespace", "message", "traceback", "format", "system", "isError", "printed"}
     | {"failure", "why", "logLevel", "log_legacy"}
 )
+
+# What an operator finds a line by, and what is bounded already.
+_IDS: Final = frozenset({"time", "level", "namespace", "request_id", "traceparent"})
+_SHORTEST: Final = 32
+"""Bytes that a value is not cut below."""
 
 _predicate = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
 
@@ -181,7 +186,7 @@ def _as_text(event: LogEvent) -> str:
     system = str(event.get("log_system") or f"{namespace}#{_level(event)}")
     head = f"{formatTime(event.get('log_time'))} [{escaped(system)[:100]}] "
     if namespace.startswith("flowtx"):
-        shown = cut(escaped(message), MAX_TEXT - len(head) - len(suffix) - 1)
+        shown = cut(escaped(message), MAX_PLAIN - len(head) - len(suffix) - 1)
     else:
         # Others write in several lines, as Twisted's own form of the log has it.
         shown = "\n\t".join(map(escaped, cut(message, MAX_PRINTED).splitlines()))
@@ -216,7 +221,8 @@ def _as_json(event: LogEvent) -> str:
     traceback = _traceback(event)
     if traceback:
         line["traceback"] = traceback
-    return _as_json_line(line)
+    plain = not traceback and str(line["namespace"]).startswith("flowtx")
+    return _as_json_line(line, MAX_PLAIN if plain else MAX_LINE)
 
 
 def _plain(value: object) -> object:
@@ -232,17 +238,30 @@ def _plain(value: object) -> object:
         return f"({type(value).__name__})"
 
 
-def _as_json_line(line: dict[str, object]) -> str:
+def _as_json_line(line: dict[str, object], size: int = MAX_PLAIN) -> str:
     text = _encode(line)
-    most = MAX_TRACEBACK
-    while len(text) >= MAX_LINE:
-        # Escaped, a character may take six bytes.
-        most //= 2
-        line = {name: value[-most:] if isinstance(value, str) else value for name, value in line.items()}
+    while len(text) >= size:
+        # What is longest is cut first: it is the least likely to be ours. The ids stay whole.
+        sizes = {
+            name: len(_encode(value))
+            for name, value in line.items()
+            if isinstance(value, str) and name not in _IDS
+        }
+        longest = max(sizes, key=sizes.__getitem__)
+        if sizes[longest] > _SHORTEST:
+            line[longest] = _halved(longest, str(line[longest]))
+        else:
+            line.popitem()
         text = _encode(line)
     return text + "\n"
 
 
-def _encode(line: dict[str, object]) -> str:
+def _halved(name: str, value: str) -> str:
+    # The end of a traceback names the exception; of all else the beginning tells most.
+    most = len(value) // 2
+    return f"…{value[-most:]}" if name == "traceback" else f"{value[:most]}…"
+
+
+def _encode(line: object) -> str:
     # All that is not ASCII is escaped, lone surrogates too; and DEL, which json lets pass.
     return json.dumps(line, ensure_ascii=True, separators=(",", ":")).replace("\x7f", "\\u007f")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from twisted.logger import Logger, LogLevel, LogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from flowtx.logs import MAX_LINE, MAX_TEXT, make_observer, observer_for, set_level
+from flowtx.logs import MAX_LINE, MAX_PLAIN, make_observer, observer_for, set_level
 from flowtx.tracing import CALL, Call
 
 HOSTILE = (
@@ -78,7 +80,7 @@ class TextTests(SynchronousTestCase):
             self.log.logger.warn("Refused {user_agent}", user_agent=value, request_id="r" * 128)
         self.assertEqual(len(self.log.lines), 3)
         for line in self.log.lines:
-            self.assertLessEqual(len(line.encode()), MAX_TEXT)
+            self.assertLessEqual(len(line.encode()), MAX_PLAIN)
 
     def test_what_is_printed_is_not_cut(self) -> None:
         log = Log("text", "stdout")
@@ -188,9 +190,33 @@ class JsonTests(SynchronousTestCase):
         log = Log("json")
         log.publish("Hello {long}", {**event, "long": long})
         [line] = log.lines
-        self.assertLessEqual(len(line), MAX_LINE)
+        self.assertLess(len(line), MAX_PLAIN)
         self.assertTrue(line.isascii() and line.isprintable())
         self.assertTrue(json.loads(line)["message"].startswith("Hello "))
+
+    def test_hostile_values_are_cut_before_others(self) -> None:
+        for agent in ("x" * 1_000_000, "ü" * 400, HOSTILE * 9, "\U0001f600" * 150):
+            self.log.logger.info(
+                "Refused {address}: {reason}",
+                address="2001:db8::1",
+                reason="too_many_devices",
+                user_agent=agent,
+                request_id="r" * 64,
+                traceparent=TRACEPARENT,
+                connections=20,
+            )
+        for line, event in zip(self.log.lines, self.log.events, strict=True):
+            self.assertLess(len(line), MAX_PLAIN)
+            self.assertEqual(event["message"], "Refused 2001:db8::1: too_many_devices")
+            self.assertEqual((event["request_id"], event["traceparent"]), ("r" * 64, TRACEPARENT))
+            self.assertEqual((event["reason"], event["connections"]), ("too_many_devices", 20))
+            self.assertTrue(event["user_agent"].endswith("…"))
+
+    def test_lines_of_others_may_be_longer(self) -> None:
+        log = Log("json", "an.application")
+        log.logger.info("Told {much}", much="x" * 900)
+        [line] = log.lines
+        self.assertIn("x" * 900, line)
 
     def test_many_long_values_fit(self) -> None:
         values: dict[str, Any] = {f"value_{number}": "\x1b" * 100_000 for number in range(100)}
@@ -233,8 +259,8 @@ class PlaceTests(SynchronousTestCase):
             self.assertIsNone(observer_for("json", options, lambda _: None))
 
     def test_file(self) -> None:
-        path = self.mktemp()
-        observer = observer_for("json", {"logfile": path, "nodaemon": True}, lambda _: None)
-        Logger("flowtx.x", observer=observer).info("Hello")
-        with open(path) as file:
-            self.assertEqual(json.loads(file.read())["message"], "Hello")
+        with TemporaryDirectory() as directory:
+            path = Path(directory, "log")
+            observer = observer_for("json", {"logfile": str(path), "nodaemon": True}, lambda _: None)
+            Logger("flowtx.x", observer=observer).info("Hello")
+            self.assertEqual(json.loads(path.read_text())["message"], "Hello")
