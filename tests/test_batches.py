@@ -22,7 +22,8 @@ class AtOnceTests(SynchronousTestCase):
     async def ask(self, numbers: Sequence[int]) -> list[int]:
         self.asked.append(list(numbers))
         if self.slow:
-            self.gates.append(gate := Deferred())
+            gate: Deferred[None] = Deferred()
+            self.gates.append(gate)
             await gate
         return [10 * number for number in numbers]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hypothesis import given, settings
@@ -257,8 +259,8 @@ class PlaceTests(SynchronousTestCase):
             self.assertIsNone(observer_for("json", options, lambda _: None))
 
     def test_file(self) -> None:
-        path = self.mktemp()
-        observer = observer_for("json", {"logfile": path, "nodaemon": True}, lambda _: None)
-        Logger("flowtx.x", observer=observer).info("Hello")
-        with open(path) as file:
-            self.assertEqual(json.loads(file.read())["message"], "Hello")
+        with TemporaryDirectory() as directory:
+            path = Path(directory, "log")
+            observer = observer_for("json", {"logfile": str(path), "nodaemon": True}, lambda _: None)
+            Logger("flowtx.x", observer=observer).info("Hello")
+            self.assertEqual(json.loads(path.read_text())["message"], "Hello")

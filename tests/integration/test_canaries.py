@@ -17,6 +17,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from hashlib import sha256
 from http.client import HTTPConnection
@@ -356,6 +357,13 @@ def with_password(url: str, password: str) -> str:
     return parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}").geturl()
 
 
+def reload(server: FlowProcess) -> None:
+    """Have a server read its settings again, and wait for what it says of them."""
+    before = server.log.count("Reload: ")
+    server.send_signal(signal.SIGHUP)
+    eventually(lambda: server.log.count("Reload: ") > before, "it has read its settings")
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_secret_turns_up(tmp_path: Path, database_url: str, log_format: str) -> None:
     canaries = make_canaries()
@@ -412,16 +420,14 @@ def test_no_secret_turns_up(tmp_path: Path, database_url: str, log_format: str) 
             good.replace("40/80", "41/80"),
         ):
             config.write_text(text)
-            server.send_signal(signal.SIGHUP)
-            time.sleep(0.3)
+            reload(server)
         for text in (
             f"listed notify {canaries['listed key']} x\n",
             f"{canaries['listed key']}\n",
             "x" * 300_000,
         ):
             keys.write_text(text)
-            server.send_signal(signal.SIGHUP)
-            time.sleep(0.3)
+            reload(server)
         assert server.request("GET", "/health/live") == (200, {"status": "ok"})
 
         proc = Path(f"/proc/{server.pid}")
@@ -458,8 +464,10 @@ def test_no_secret_turns_up(tmp_path: Path, database_url: str, log_format: str) 
         ([FLOWTX, "check-config", f"--config={config}"], {"FLOWTX_DATABSE": database}),
         ([FLOWTX, "migrate"], {**environ, "FLOWTX_DATABASE": nowhere}),
     ]
-    for number, (command, variables) in enumerate(starts):
-        ended = run(command, tmp_path, variables)
+    # At once, as some wait ten seconds for a database.
+    with ThreadPoolExecutor(len(starts)) as pool:
+        outcomes = list(pool.map(lambda start: run(start[0], tmp_path, start[1]), starts))
+    for number, ((command, _), ended) in enumerate(zip(starts, outcomes, strict=True)):
         assert ended.status != 0, (command, ended)
         seen[f"start {number}: {command[-1]}"] = (ended.stdout + ended.stderr).encode()
     # It does without the server, which has ended.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import ssl
@@ -15,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.flow_process import FlowProcess, free_port
+from tests.integration.flow_process import FlowProcess, free_port, run
+from tests.integration.test_cli import FLOWTX
 from tests.integration.test_websocket_endpoints import make_certificate
 
 
@@ -146,3 +148,32 @@ def test_refusals_come_over_tls_too(server: TlsProcess) -> None:
             got, _ = read_until_closed(connection)
         assert got.startswith(b"HTTP/1.1 " + status), request
         assert got.count(b"HTTP/1.1 4") == 1
+
+
+def test_the_console_opens_over_tls(server: TlsProcess) -> None:
+    key = base64.b64encode(server.api_key.encode()).decode().rstrip("=")
+    with closing(server.connect(server.https_port)) as connection:
+        connection.sendall(
+            "GET /console/websocket?vsn=2.0.0 HTTP/1.1\r\n"
+            f"Host: localhost:{server.https_port}\r\nOrigin: https://localhost:{server.https_port}\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Protocol: phoenix, base64url.bearer.phx.{key}\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 101 ")
+        connection.sendall(b"\x89\x80abcd")
+        assert connection.recv(2) == b"\x8a\x00"
+
+
+def test_why_asks_over_tls(server: TlsProcess) -> None:
+    """By the certificate that the settings name, and by no other."""
+    (server.directory / "other").mkdir()
+    other = make_certificate(server.directory / "other")
+    for certificate, said in ((server.certificate, ""), (other, "flowtx: the server does not answer: ")):
+        admin = f"ssl:{server.https_port}:privateKey={certificate}:interface=127.0.0.1"
+        asked = run(
+            [*FLOWTX, "why", "nobody", f"--data-dir={server.data_dir}", f"--admin={admin}"], server.directory
+        )
+        assert asked.status == 1
+        assert asked.stderr.startswith(said)
+        assert bool(asked.stderr) == bool(said)
