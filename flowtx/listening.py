@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -11,6 +12,15 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 
 from flowtx.errors import ConfigError, StartupError
+
+BACKLOG: Final = 4_096
+"""How many connections the system queues until they are accepted, where the endpoint does not say.
+
+Past it the system drops the end of a handshake of TCP: the client takes the connection for made, and
+waits for an answer for a minute and more. Twisted's own 50 are few when thousands come back at once.
+"""
+
+_WITHOUT_BACKLOG: Final = re.compile(r"(?:haproxy:)?(?:tcp[46]?|ssl|unix):(?!.*(?<!\\):backlog=)", re.DOTALL)
 
 
 class Listening(Service):
@@ -31,7 +41,7 @@ class Listening(Service):
         self._description = endpoint
         self._factory = factory
         try:
-            self._endpoint = serverFromString(reactor, endpoint)
+            self._endpoint = _endpoint(reactor, endpoint)
         except Exception as error:
             if endpoint.startswith("systemd:") and isinstance(error, LookupError):
                 raise StartupError(
@@ -71,3 +81,12 @@ class Listening(Service):
         if port is None:
             return maybeDeferred(lambda: None)
         return maybeDeferred(port.stopListening).addCallback(lambda _: None)
+
+
+def _endpoint(reactor: Any, description: str) -> Any:
+    if _WITHOUT_BACKLOG.match(description):
+        try:
+            return serverFromString(reactor, f"{description}:backlog={BACKLOG}")
+        except TypeError:
+            pass  # it is given without its name, or something else is wrong
+    return serverFromString(reactor, description)

@@ -50,6 +50,10 @@ def check(settings: Settings) -> list[str]:
             from flowtx.manhole.authorized_keys import read_keys as read_authorized_keys  # noqa: PLC0415
 
             read_authorized_keys(settings.manhole_keys)
+        if settings.manhole is not None and (data_dir.path / "ssh_host_ed25519_key").exists():
+            from flowtx.manhole.service import host_key  # noqa: PLC0415
+
+            host_key(data_dir)
         for option, endpoint in _endpoints(settings):
             if not endpoint.startswith("systemd:"):  # which systemd gives to the server alone
                 Listening(option, endpoint, Factory(), reactor=None)

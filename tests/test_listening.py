@@ -11,7 +11,7 @@ from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from flowtx.errors import ConfigError, StartupError
-from flowtx.listening import Listening
+from flowtx.listening import BACKLOG, Listening
 
 
 class ListeningTests(SynchronousTestCase):
@@ -29,6 +29,26 @@ class ListeningTests(SynchronousTestCase):
         self.successResultOf(listening.stopService())
         self.assertIsNone(listening.address)
         self.successResultOf(listening.stopService())
+
+    def test_a_thousand_can_wait_to_be_accepted(self) -> None:
+        for endpoint, backlog in (
+            ("tcp:4000", BACKLOG),
+            ("tcp:4000:interface=127.0.0.1", BACKLOG),
+            ("tcp:port=4000:backlog=7", 7),
+            ("tcp:4000:127.0.0.1:8", 8),
+            ("tcp6:4000", BACKLOG),
+            ("haproxy:tcp:4000", BACKLOG),
+        ):
+            self.successResultOf(self.make(endpoint).startService())
+            self.assertEqual(self.reactor.tcpServers[0][2], backlog, endpoint)
+        for endpoint, address, backlog in (
+            ("unix:/run/clients", "/run/clients", BACKLOG),
+            ("unix:/run/clients:backlog=9", "/run/clients", 9),
+            (r"unix:/run/a\:backlog\=3", "/run/a:backlog=3", BACKLOG),
+        ):
+            self.successResultOf(self.make(endpoint).startService())
+            [(where, _, given, *_)] = self.reactor.unixServers
+            self.assertEqual((where, given), (address, backlog), endpoint)
 
     def test_descriptions_that_are_none(self) -> None:
         # A file that is no certificate is an error of OpenSSL's own.

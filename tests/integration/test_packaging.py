@@ -144,9 +144,14 @@ def test_each_interpreter_that_is_here(installed: dict[str, Path]) -> None:
 
 
 def test_wheel_runs(installed: dict[str, Path], tmp_path: Path) -> None:
-    programs = installed[OURS]
+    for version, programs in installed.items():
+        runs(programs, tmp_path / f"a place for {version}")
+
+
+def runs(programs: Path, place: Path) -> None:
+    """Start the server of an environment twice, on its embedded database; be sent something in between."""
     twistd = [str(programs / "python"), str(programs / "twistd")]
-    with FlowProcess(tmp_path / "a place", twistd=twistd) as server:
+    with FlowProcess(place, twistd=twistd) as server:
         user = server.new_user()
         assert server.push(user) == 1
         with connected(server.socket_url, server.token(user)) as client:
@@ -163,6 +168,7 @@ def test_sdist_can_be_installed(release: Release, installed: dict[str, Path], tm
     where = do(programs, "python", "-c", "import flowtx.tap; print(flowtx.tap.__file__)")
     assert where.startswith(str(programs.parent))
     assert "--max-topics" in do(programs, "twistd", "flow", "--help")
+    runs(programs, tmp_path / "a place")
 
 
 def others(programs: Path, source: Path) -> None:

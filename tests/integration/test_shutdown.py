@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import psycopg2
@@ -282,6 +282,28 @@ def test_the_port_is_free_as_soon_as_it_has_ended(tmp_path: Path) -> None:
         assert server.push(user) == 1
         for line in lines:
             line.socket.close()
+
+
+def test_hundreds_who_come_at_once_are_queued(tmp_path: Path) -> None:
+    """Whom the system cannot queue waits for minutes: it takes its connection for made."""
+    with FlowProcess(tmp_path, "--users-query=claims") as server, ExitStack() as stack:
+        port = port_of(server.socket_url)
+        os.kill(server.pid, signal.SIGSTOP)
+        lines = [stack.enter_context(Line(port)) for _ in range(300)]
+        for number, line in enumerate(lines):
+            line.send(opening(server, f"user-{number % 50}"))
+        eventually(lambda: queued(port) == 300, "all are queued")
+        os.kill(server.pid, signal.SIGCONT)
+        assert all(" 101 " in line.head() for line in lines)
+
+
+def queued(port: int) -> int:
+    """Tell how many connections to a port wait to be accepted."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, queues, *_ = line.split()
+        if state == "0A" and local.endswith(f":{port:04X}"):
+            return int(queues.partition(":")[2], 16)
+    return 0
 
 
 # --- the listening socket that systemd keeps --------------------------------------------------------------

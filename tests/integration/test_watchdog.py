@@ -37,9 +37,10 @@ def stuck(server: FlowProcess, seconds: float) -> Line:
     return line
 
 
-def blocking_server(directory: Path, watchdog: float) -> FlowProcess:
+def blocking_server(directory: Path, watchdog: float, *options: str) -> FlowProcess:
     (directory / "blocking.py").write_text(APP)
-    return FlowProcess(directory, "--app=blocking:router", "--users-query=claims", f"--watchdog={watchdog}")
+    options = ("--app=blocking:router", "--users-query=claims", f"--watchdog={watchdog}", *options)
+    return FlowProcess(directory, *options)
 
 
 def test_stacks_are_logged_once_and_the_server_lives_on(tmp_path: Path) -> None:
