@@ -23,6 +23,8 @@ test: .venv/installed $(CLIENTS)/node_modules
 
 soak: .venv/installed $(CLIENTS)/node_modules
 	.venv/bin/python -m tests.faults --kills 2000 $(if $(SEED),--seed $(SEED))
+	.venv/bin/python -m tests.simulation --from $$(date +%s) --seconds 1200
+	.venv/bin/python -m tests.badinput -q
 
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.peers $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \

@@ -25,6 +25,7 @@ from flowtx.listening import Listening
 from flowtx.metrics import Metrics
 from flowtx.notifications.service import NotificationService
 from flowtx.notifications.upkeep import InboxUpkeep
+from flowtx.open_files import allow_open_files
 from flowtx.pauses import PauseWatch
 from flowtx.preparation import Keys, Step
 from flowtx.presence.online import OnlineUsers
@@ -102,6 +103,7 @@ class Flow(OrderedMultiService):
     async def _open(self) -> None:
         self._data_dir = DataDir.open(self.settings.data_dir)
         warn_of_exposure(self.settings)
+        allow_open_files(self.settings.max_sessions)
         try:
             self._assemble(self._data_dir)
             await super().startService()

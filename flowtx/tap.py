@@ -25,7 +25,7 @@ from flowtx.exposure import warn_of_arguments
 from flowtx.logs import observer_for, set_level
 from flowtx.pauses import spare_the_loaded
 from flowtx.reload import Reload
-from flowtx.second_signal import end_at_next_signal
+from flowtx.signals import end_at_next_signal, ignore_user_signals
 from flowtx.systemd import Notifier
 from flowtx.watchdog import Watchdog
 
@@ -126,6 +126,7 @@ class Daemon(Service):
 
     def startService(self) -> None:
         super().startService()
+        ignore_user_signals()
         if self._watchdog is not None:
             self._watchdog.startService()
         self._systemd.startService()

@@ -64,6 +64,7 @@ class Server:
         profile: where twistd is to leave a profile of its whole run; it makes everything slower.
         options: further options of ``twistd flow``.
         reactor: the one to take, by its name; twistd's own where it is None.
+        database: of another server that runs already; None for one of its own.
 
     Attributes:
         client_port: where WebSocket clients connect.
@@ -76,7 +77,11 @@ class Server:
     database_url: str
 
     def __init__(
-        self, profile: Path | None = None, options: Sequence[str] = (), reactor: str | None = None
+        self,
+        profile: Path | None = None,
+        options: Sequence[str] = (),
+        reactor: str | None = None,
+        database: str | None = None,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="flowtx-benchmark-"))
         self._data_dir = self._directory / "data"
@@ -93,7 +98,7 @@ class Server:
             *profiled,
             "flow",
             f"--data-dir={self._data_dir}",
-            f"--listen=tcp:{self.client_port}:interface=127.0.0.1",
+            f"--listen=tcp:{self.client_port}:interface=127.0.0.1:backlog=4096",
             f"--admin=tcp:{self.admin_port}:interface=127.0.0.1",
             "--users-query=claims",
             # What is measured is neither the gate for handshakes nor how the clients' heartbeats do.
@@ -103,6 +108,8 @@ class Server:
         ]
         self._environ = {name: text for name, text in os.environ.items() if not name.startswith("FLOWTX_")}
         self._environ["FLOWTX_DATA_DIR"] = str(self._data_dir)
+        if database is not None:
+            self._environ["FLOWTX_DATABASE"] = database
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-BUILD: Final = Path(__file__).resolve().parents[2] / "build"
-SOURCE: Final = Path(__file__).with_name("load.c")
+HERE: Final = Path(__file__).resolve().parent
+BUILD: Final = HERE.parents[1] / "build"
 AT_ONCE: Final = 50
 """Connections that are under way at once; the backlog of a listening socket in Twisted is as long."""
 
@@ -37,13 +37,13 @@ class Done(NamedTuple):
     answer: dict[str, Any]
 
 
-def build() -> Path:
-    """Compile the program if it is not there yet, or is older than its source; where it is."""
-    program = BUILD / "load"
-    if not program.exists() or program.stat().st_mtime < SOURCE.stat().st_mtime:
+def build(name: str) -> Path:
+    """Compile a program of this directory, unless it is there and newer than its source; where it is."""
+    source, program = HERE / f"{name}.c", BUILD / name
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         BUILD.mkdir(exist_ok=True)
         made = program.with_suffix(f".{os.getpid()}")
-        subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(made), str(SOURCE)], check=True)
+        subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(made), str(source)], check=True)
         made.replace(program)
     return program
 
@@ -53,16 +53,17 @@ class Generator:
 
     Args:
         users: a file with lines of a user's id and token.
+        skipped: so many of them, from the first on.
         cores: where it may run; None for anywhere.
     """
 
-    def __init__(self, users: Path, cores: set[int] | None = None) -> None:
-        self._users = users
+    def __init__(self, users: Path, cores: set[int] | None = None, *, skipped: int = 0) -> None:
+        self._users = f"{skipped} {users}"
         self._cores = cores
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen([str(build())], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen([str(build("load"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if self._cores is not None:
             os.sched_setaffinity(self._process.pid, self._cores)
         self.command(f"users {self._users}")

@@ -5,7 +5,8 @@
  *
  *   target ADDRESS PORT PATH      where clients connect; a user's token is put after PATH
  *   api ADDRESS PORT KEY          where broadcasts are asked for; KEY "-" sends none
- *   users FILE                    lines of "USER TOKEN"; the next to connect is the first of them
+ *   users FROM FILE               lines of "USER TOKEN", so many of them skipped; the next to connect is the first
+ *                                 of the others
  *   sources COUNT                 connect from 127.0.0.2 and so many addresses after it
  *   beat SECONDS                  each client's heartbeats from now on; 0 for none
  *   connect COUNT AT_ONCE WITHIN TOPIC...
@@ -52,7 +53,8 @@ static const char *const failure_names[FAILURES] = {
 /* Of phoenix.js, in seconds. */
 static const double reconnect_after[] = {0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.0};
 static const double reconnect_then = 5.0;
-static const double rejoin_after = 1.0;
+static const double rejoin_after[] = {1.0, 2.0, 5.0};
+static const double rejoin_then = 10.0;
 static const double attempt_within = 20.0;
 
 struct client {
@@ -60,6 +62,7 @@ struct client {
     uint8_t state;
     uint8_t joined; /* topics */
     uint8_t tries;
+    uint8_t refusals;
     uint8_t lost; /* in this storm */
     uint32_t ref;
     uint32_t pending; /* bytes in rest */
@@ -84,7 +87,8 @@ static struct sockaddr_in target, api;
 static char path[256], api_key[256], topics[MAX_TOPICS][64];
 static int topic_count;
 static char buffer[BUFFER];
-static char failed[256]; /* why the command cannot go on */
+static char failed[256];  /* why the command cannot go on */
+static char refusal[256]; /* of a join, the last one */
 static float *times;     /* of what the command waited for, in seconds */
 static int time_count;
 static double beat_every, beat_next;
@@ -117,6 +121,11 @@ static void fail(const char *format, ...)
     va_start(arguments, format);
     vsnprintf(failed, sizeof failed, format, arguments);
     va_end(arguments);
+}
+
+static double step(const double *schedule, int length, uint8_t *at, double then)
+{
+    return *at < length ? schedule[(*at)++] : then;
 }
 
 static void took(double seconds)
@@ -212,7 +221,6 @@ static void hang_up(struct client *client)
 
 static void lost(struct client *client, enum failure how)
 {
-    double after = reconnect_then;
     int was_open = client->state == OPEN;
     hang_up(client);
     if (!storming) {
@@ -222,9 +230,7 @@ static void lost(struct client *client, enum failure how)
     client->lost = 1;
     if (!was_open)
         failures[how]++;
-    if (client->tries < sizeof reconnect_after / sizeof *reconnect_after)
-        after = reconnect_after[client->tries++];
-    client->due = now() + after;
+    client->due = now() + step(reconnect_after, 9, &client->tries, reconnect_then);
 }
 
 static void dial(struct client *client)
@@ -308,7 +314,8 @@ static void heard(struct client *client, const char *text, size_t size)
             failures[JOIN_REFUSED]++;
             if (!storming)
                 fail("user %s may not join: %.120s", names[client - clients], text);
-            client->due = now() + rejoin_after;
+            snprintf(refusal, sizeof refusal, "%.*s", (int)size, text);
+            client->due = now() + step(rejoin_after, 3, &client->refusals, rejoin_then);
             return;
         }
         if (++client->joined < topic_count) {
@@ -381,7 +388,7 @@ static void received(struct client *client, const char *data, size_t size)
             }
             taken = head;
             client->state = OPEN;
-            client->tries = 0;
+            client->tries = client->refusals = 0;
             open_clients++;
             if (topic_count)
                 join(client);
@@ -555,14 +562,20 @@ static double percentile(double share)
     return time_count ? times[(int)(share * (time_count - 1))] * 1e3 : 0;
 }
 
+static void quotable(char *text)
+{
+    for (; *text; text++)
+        if (*text == '"' || *text == '\\' || (unsigned char)*text < ' ' || *text == 127)
+            *text = '\'';
+}
+
 static void answer(uint64_t count, double began, double used_before)
 {
     double seconds = now() - began, load = used() - used_before;
     qsort(times, time_count, sizeof *times, by_size);
+    quotable(failed);
+    quotable(refusal);
     if (failed[0]) {
-        for (char *each = failed; *each; each++)
-            if (*each == '"' || *each == '\\' || (unsigned char)*each < ' ')
-                *each = '\'';
         printf("{\"error\":\"%s\"}\n", failed);
     } else {
         printf("{\"count\":%lu,\"seconds\":%.6f,\"cpu\":%.6f,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"max_ms\":%.3f,"
@@ -571,7 +584,7 @@ static void answer(uint64_t count, double began, double used_before)
                attempts);
         for (int how = 0; how < FAILURES; how++)
             printf(",\"%s\":%lu", failure_names[how], failures[how]);
-        printf(",\"last_joined_at\":%.6f}\n", last_joined);
+        printf(",\"refusal\":\"%s\",\"last_joined_at\":%.6f}\n", refusal, last_joined);
     }
     fflush(stdout);
 }
@@ -717,7 +730,7 @@ static void close_all(void)
     present = joined = beat_at = 0;
 }
 
-static void read_users(const char *name)
+static void read_users(int from, const char *name)
 {
     char line[4096], user[256], token[3500];
     FILE *file = fopen(name, "r");
@@ -727,6 +740,10 @@ static void read_users(const char *name)
     }
     close_all();
     for (users = 0; users < MAX_CLIENTS && fgets(line, sizeof line, file); users++) {
+        if (from-- > 0) {
+            users--;
+            continue;
+        }
         if (sscanf(line, "%255s %3499s", user, token) != 2) {
             fail("%s: line %d is not a user and a token", name, users + 1);
             break;
@@ -760,7 +777,7 @@ static void run(char *line)
     int count = 0, other = 0, size = 0, at = 0;
     double seconds = 0, within = 0, rate = 0, began = now(), before = used();
     uint64_t done = 0;
-    failed[0] = 0;
+    failed[0] = refusal[0] = 0;
     time_count = 0;
     frames = bytes = round_trips = attempts = 0;
     memset(failures, 0, sizeof failures);
@@ -769,8 +786,8 @@ static void run(char *line)
     } else if (sscanf(line, "api %63s %d %255s", address, &count, api_key) == 3) {
         close_callers();
         set_address(&api, address, count);
-    } else if (sscanf(line, "users %511s", text) == 1) {
-        read_users(text);
+    } else if (sscanf(line, "users %d %511s", &count, text) == 2) {
+        read_users(count, text);
         done = users;
     } else if (sscanf(line, "sources %d", &sources) == 1) {
         done = sources;

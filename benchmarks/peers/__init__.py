@@ -8,6 +8,8 @@ flowtx    ``twistd flow`` doing its whole job on an embedded PostgreSQL; on the 
 ws        node, ``ws`` and ``jsonwebtoken``: check the token, echo, send broadcasts
 uvicorn   uvicorn and Starlette: the same
 channels  Django Channels on Daphne, in-memory layer: the same
+floor     a server in C that echoes and sends, and looks at nothing: what the kernel takes of anybody, and
+          the proof that the generator can drive more than any of the others can take
 
 The peers are in directories beside this file, with the versions that they are measured with; they are
 installed into ``build/`` when they are needed. All are given the same load by `benchmarks.load`, on another

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -45,8 +46,9 @@ def _measure(table: Table, scale: Scale, cases: Sequence[str], servers: Sequence
             with bench(subject, users, scale) as it:
                 for figure in CASES[case].run(it):
                     table.add(server, figure)
-                    load = "" if figure.load is None else f"  load {100 * figure.load:.0f} %"
-                    print(f"{number} {figure.key:16}{server:16}{figure.value:12.2f}{load}", flush=True)
+                    load = "" if figure.load is None else f"load {100 * figure.load:.0f} %"
+                    value = f"{number} {figure.key:16}{server:16}{figure.value:12.2f}"
+                    print(f"{value}  {load or figure.note}".rstrip(), flush=True)
 
 
 def _turns(cases: Sequence[str], servers: Sequence[str], rounds: int) -> Iterator[tuple[str, int, str]]:
@@ -87,12 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--add", action="store_true", help="to the samples that are saved there")
     given = parser.parse_args(arguments)
+    servers = given.servers or SERVERS
+    for program in ("gcc", *(("node", "npm") if "ws" in servers else ())):
+        if shutil.which(program) is None:
+            parser.error(f"there is no {program} here; the load takes gcc, and the server ws node and npm")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     scale, saved = QUICK if given.quick else Scale(), given.save.with_suffix(".json")
     table = Table(scale, json.loads(saved.read_text()) if given.add and saved.exists() else None)
     try:
-        _measure(table, scale, given.only or tuple(CASES), given.servers or SERVERS, given.rounds)
+        _measure(table, scale, given.only or tuple(CASES), servers, given.rounds)
     finally:
         given.save.parent.mkdir(parents=True, exist_ok=True)
         saved.write_text(table.as_json())

@@ -37,11 +37,13 @@ class Figure(NamedTuple):
         key: the row of the table.
         value: in the row's unit.
         load: share of its core that the generator used; None where it does not matter.
+        note: what else there is to say.
     """
 
     key: str
     value: float
     load: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,23 @@ QUICK: Final = Scale(users=1_000, warm=200, few=200, many=1_000, idle=2_000, idl
 
 
 class Bench:
-    """A server that runs on its core, and the generator on another."""
+    """A server that runs, and a generator that knows it.
 
-    def __init__(self, subject: Subject, load: Generator, scale: Scale) -> None:
+    Args:
+        subject: the server.
+        load: the generator.
+        scale: how much is done.
+        users: the file of users and tokens.
+    """
+
+    def __init__(self, subject: Subject, load: Generator, scale: Scale, users: Path) -> None:
         self.subject = subject
         self.load = load
         self.scale = scale
+        self.users = users
         self.connected = 0
+        load.command(f"target 127.0.0.1 {subject.port} {subject.path}")
+        load.command(f"api 127.0.0.1 {subject.api_port} {subject.api_key}")
 
     def connect(self, count: int, *topics: str) -> Done:
         """Have the next users connect and join topics."""
@@ -107,9 +119,7 @@ def bench(subject: Subject, users: Path, scale: Scale) -> Iterator[Bench]:
     """Start a server and a generator, each on its core."""
     with subject, Generator(users, LOAD_CORES) as load:
         pin(subject.pid, SERVER_CORES)
-        load.command(f"target 127.0.0.1 {subject.port} {subject.path}")
-        load.command(f"api 127.0.0.1 {subject.api_port} {subject.api_key}")
-        yield Bench(subject, load, scale)
+        yield Bench(subject, load, scale, users)
 
 
 def connect(it: Bench) -> Iterator[Figure]:
@@ -121,11 +131,11 @@ def connect(it: Bench) -> Iterator[Figure]:
 
 
 def round_trips(it: Bench) -> Iterator[Figure]:
-    """A hundred clients send heartbeats, and then activity: at a pace, and each again once it is answered."""
+    """A hundred clients send heartbeats, and then activity: each again once it is answered, and at a pace."""
     it.connect(100, "user:")
     for kind in ("heartbeat", "activity"):
         it.load.command(f"roundtrip 100 {it.scale.seconds / 4} 0 {kind}")
-        for name, rate in (("", PACE), ("-full", 0)):
+        for name, rate in (("", 0), ("-paced", PACE)):
             command = f"roundtrip 100 {it.scale.seconds} {rate} {kind}"
             done, each = it.cost(lambda command=command: it.load.command(command))  # type: ignore[misc]
             yield Figure(f"{kind}{name}", each, done.share)
@@ -222,11 +232,34 @@ def _storm(it: Bench, key: str, *, kill: bool) -> Iterator[Figure]:
     yield Figure(f"{key}-ready", time.monotonic() - ended)
     pin(server.pid, SERVER_CORES)
     done = it.load.finish()
-    print({how: done.answer[how] for how in FAILURES})
     turned_away = sum(done.answer[how] for how in FAILURES)
+    why = [f"{done.answer[how]:,} {how}" for how in FAILURES] + [done.answer["refusal"]]
     yield Figure(f"{key}-seconds", done.answer["last_joined_at"] - ended, done.share)
-    yield Figure(f"{key}-retries", 100 * turned_away / (turned_away + count))
+    yield Figure(
+        f"{key}-retries", 100 * turned_away / (turned_away + count), note=", ".join(filter(None, why))
+    )
     yield Figure(f"{key}-lag", 1_000 * server.quantile("flowtx_reactor_lag_seconds", 0.99))
+
+
+def two_nodes(it: Bench) -> Iterator[Figure]:
+    """What things cost while a second node on the same database does the same, by what they cost alone."""
+    assert isinstance(it.subject, Flowtx), "peers have no database"
+    some, command = it.scale.few, f"roundtrip 100 {it.scale.seconds} 0 activity"
+    it.connect(it.scale.warm // 5, "user:")
+    _, connecting = it.cost(lambda: it.connect(some, "user:"), settle=True)
+    _, turning = it.cost(lambda: it.load.command(command))
+    with it.subject.second() as subject, Generator(it.users, skipped=it.scale.many // 2) as load:
+        pin(subject.pid, LOAD_CORES)
+        other = Bench(subject, load, it.scale, it.users)
+        other.connect(it.scale.warm // 5, "user:")
+        other.load.begin(f"connect {some} {AT_ONCE} {CONNECT_WITHIN} user:")
+        _, connecting_beside = it.cost(lambda: it.connect(some, "user:"), settle=True)
+        other.load.finish()
+        other.load.begin(command)
+        _, turning_beside = it.cost(lambda: it.load.command(command))
+        other.load.finish()
+    yield Figure("beside-connect", connecting_beside / connecting)
+    yield Figure("beside-roundtrip", turning_beside / turning)
 
 
 class Case(NamedTuple):
@@ -256,6 +289,7 @@ CASES: Final = {
     "idle": Case(idle, rounds=3),
     "online": Case(online, peers=False),
     "growth": Case(growth, rounds=3, peers=False),
+    "two-nodes": Case(two_nodes, rounds=3, peers=False),
     "restart": Case(restart, rounds=3, peers=False, options=_GUARDED),
     "crash": Case(crash, rounds=3, peers=False, options=_GUARDED),
 }

@@ -12,6 +12,8 @@ from benchmarks.peers.servers import FLOWTX
 BASE: Final = "ws"
 """The server that ratios are to."""
 
+FLOOR: Final = "floor"
+
 MAX_LOAD: Final = 0.8
 """Share of its core from which on the generator may be what is measured."""
 
@@ -37,7 +39,7 @@ class Row:
         return self.aims[tuple(FLOWTX).index(server)] if server in FLOWTX else None
 
 
-def _ratio(key: str, what: str, epoll: float, uvloop: float | None = None) -> tuple[str, Row]:
+def _ratio(key: str, what: str, epoll: float | None = None, uvloop: float | None = None) -> tuple[str, Row]:
     return key, Row(what, "µs", (epoll, epoll if uvloop is None else uvloop), key)
 
 
@@ -51,10 +53,10 @@ def _storm(key: str, what: str) -> Iterator[tuple[str, Row]]:
 ROWS: Final = dict(
     [
         _ratio("connect", "connect, verify, join", 0.30),
-        _ratio("heartbeat", f"heartbeat, {PACE:,} a second over 100 connections", 0.75),
-        _ratio("heartbeat-full", "heartbeat, 100 connections in a closed loop", 0.75),
-        _ratio("activity", f"`activity`, {PACE:,} a second over 100 connections", 0.75),
-        _ratio("activity-full", "`activity`, 100 connections in a closed loop", 0.75),
+        _ratio("heartbeat", "heartbeat, 100 connections in a closed loop", 0.75),
+        _ratio("activity", "`activity`, 100 connections in a closed loop", 0.75),
+        _ratio("heartbeat-paced", f"heartbeat, {PACE:,} a second over 100 connections"),
+        _ratio("activity-paced", f"`activity`, {PACE:,} a second over 100 connections"),
         _ratio("broadcast-few", "broadcast to {few:,}: a delivered frame", 0.65, 0.50),
         _ratio("broadcast-many", "broadcast to {many:,}: a delivered frame", 0.65, 0.50),
         _ratio("burst-few", f"bursts of {BURST} broadcasts to {{few:,}}: a delivered frame", 0.25),
@@ -65,6 +67,8 @@ ROWS: Final = dict(
         ("grown-connect", Row("connect at {idle:,} connections, to that at {few:,}", "x", (1.2, 1.2))),
         ("grown-roundtrip", Row("`activity` at {idle:,} connections, to that at {few:,}", "x", (1.2, 1.2))),
         ("grown-broadcast", Row("a delivered frame to {idle:,}, to one to {few:,}", "x", (1.2, 1.2))),
+        ("beside-connect", Row("connect beside a second node, to that alone", "x")),
+        ("beside-roundtrip", Row("`activity` beside a second node, to that alone", "x")),
         *_storm("restart", "restarted with {many:,} clients"),
         *_storm("crash", "killed and started with {many:,} clients"),
     ]

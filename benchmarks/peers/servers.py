@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol, Self
 
 from benchmarks.inbox.server import Server, free_port
-from benchmarks.load.generator import BUILD
+from benchmarks.load.generator import BUILD, build
 
 HERE: Final = Path(__file__).parent
 START_WITHIN: Final = 60.0
@@ -60,14 +60,22 @@ class Flowtx:
 
     path = "/socket/websocket?vsn=2.0.0&token="
 
-    def __init__(self, reactor: str, secret_file: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, reactor: str, secret_file: Path, options: Sequence[str] = (), database: str | None = None
+    ) -> None:
         self.name = f"flowtx on {reactor}"
+        self._arguments = reactor, secret_file, options
         self.server = Server(
             options=(*WHOLE_JOB, f"--secret-file={secret_file}", *options),
             reactor=None if reactor == "epoll" else reactor,
+            database=database,
         )
         self.port, self.api_port = self.server.client_port, self.server.admin_port
         self.api_key = ""  # it is made when the server starts
+
+    def second(self) -> Flowtx:
+        """Make another one on the same database, while this one runs."""
+        return Flowtx(*self._arguments, self.server.database_url)
 
     def __enter__(self) -> Self:
         self.server.__enter__()
@@ -159,6 +167,11 @@ def node_ws(secret_file: Path) -> Subject:
     return Peer("ws", ["node", "server.mjs", "PORT"], directory, {"SECRET_FILE": str(secret_file)})
 
 
+def floor(_: Path) -> Subject:
+    """A server in C that does the least."""
+    return Peer("floor", [str(build("floor")), "PORT"], BUILD, {})
+
+
 def uvicorn(secret_file: Path) -> Subject:
     """Start uvicorn with Starlette, which are installed if they are not there."""
     command = [
@@ -212,6 +225,7 @@ PEERS: Final[dict[str, Callable[[Path], Subject]]] = {
     "ws": node_ws,
     "uvicorn": uvicorn,
     "channels": daphne,
+    "floor": floor,
 }
 
 SERVERS: Final = (*FLOWTX, *PEERS)

@@ -177,7 +177,7 @@ class PresenceRecorder(OrderedMultiService):
     async def _write(self) -> None:
         await self._write_queue()
         if self._missed:
-            await self._store.leave(self.instance, max(self._window, LEAST_GRACE))
+            await self._store.leave(self.instance, max(self._window, LEAST_GRACE), for_good=False)
             self._known = self._missed = self._full = False
             now = self._clock.seconds()
             for user_id, status in self._here.items():

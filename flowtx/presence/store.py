@@ -110,12 +110,15 @@ class IPresenceStore(Interface):
             window: seconds that users of a dead instance are given.
             silence: seconds after which an instance is taken for dead.
 
-        Fires with whether this instance was not known, or taken for dead; it then tells of its users
-        again.
+        Fires with whether this instance is to tell of its users again: it was not known, or taken for
+        dead, or another one has gone for good, which may have told last of users who are here too.
         """
 
-    def leave(instance: Instance, window: float) -> Awaitable[None]:
-        """Give the users of an instance so many seconds to be told of again; it is forgotten."""
+    def leave(instance: Instance, window: float, *, for_good: bool = True) -> Awaitable[None]:
+        """Give the users of an instance so many seconds to be told of again; it is forgotten.
+
+        Where that is not ``for_good``, it tells of them again itself, at once.
+        """
 
     def seen(user_ids: Sequence[str], asking: str) -> Awaitable[Mapping[str, Seen]]:
         """Fires with what is known of users, by id.

@@ -32,6 +32,7 @@ class _Row:
 class _Run:
     alive_at: float
     attempt: int = 0
+    tell_again: bool = False
 
 
 @implementer(IPresenceStore)
@@ -60,7 +61,7 @@ class MemoryPresenceStore:
                     continue
                 # Where the user has gone to another node since, which still has them, this is old.
                 held = row is not None and row.status != "offline" and row.expires_at is None
-                if row is not None and held and row.told_of > at:
+                if row is not None and held and at < row.told_of <= now:
                     continue
             before: Status = "offline" if row is None else row.status
             last_seen = now - change.seen_age
@@ -74,15 +75,25 @@ class MemoryPresenceStore:
     async def beat(self, instance: Instance, window: float, silence: float = SILENCE) -> bool:
         now = self._now()
         known = self._runs.get(instance.id)
-        silent = known is None or known.alive_at < now - silence
-        self._runs[instance.id] = _Run(now, 0 if known is None else known.attempt)
-        for dead in [name for name, run in self._runs.items() if run.alive_at < now - silence]:
-            self._leave(dead, window)
+        silent = known is None or known.alive_at < now - silence or known.tell_again
+        own = self._runs[instance.id] = _Run(now, 0 if known is None else known.attempt)
+        dead = [name for name, run in self._runs.items() if run is not own and run.alive_at < now - silence]
+        for name in dead:
+            self._end(name, window)
+        own.tell_again = False
         self._expire()
-        return silent
+        return silent or bool(dead)
 
-    async def leave(self, instance: Instance, window: float) -> None:
-        self._leave(instance.id, window)
+    async def leave(self, instance: Instance, window: float, *, for_good: bool = True) -> None:
+        if for_good:
+            self._end(instance.id, window)
+        else:
+            self._leave(instance.id, window)
+
+    def _end(self, instance_id: str, window: float) -> None:
+        self._leave(instance_id, window)
+        for run in self._runs.values():
+            run.tell_again = True
 
     async def seen(self, user_ids: Sequence[str], asking: str) -> Mapping[str, Seen]:
         return {

@@ -27,6 +27,7 @@ _RECORD: Final = "SELECT flow.record_presence(%s, %s, %s, %s::text[], %s::text[]
 _BEAT: Final = "SELECT flow.beat_presence(%s, %s, %s, %s)"
 _EXPIRE: Final = "SELECT flow.expire_presence(%s)"
 _LEAVE: Final = "SELECT flow.leave_presence(%s, %s)"
+_END: Final = "SELECT flow.end_presence(%s, %s)"
 _SEEN: Final = """
     SELECT s.user_id, CASE WHEN p.instance = %s THEN 'offline' ELSE s.status END,
            extract(epoch FROM CASE WHEN p.instance = %s THEN p.last_seen ELSE s.last_seen END)::float8
@@ -67,8 +68,8 @@ class PostgresPresenceStore:
             [(gone,)] = await self._query(_EXPIRE, AT_ONCE)
         return bool(silent)
 
-    async def leave(self, instance: Instance, window: float) -> None:
-        await self._query(_LEAVE, instance.id, window)
+    async def leave(self, instance: Instance, window: float, *, for_good: bool = True) -> None:
+        await self._query(_END if for_good else _LEAVE, instance.id, window)
 
     async def seen(self, user_ids: Sequence[str], asking: str) -> Mapping[str, Seen]:
         rows = await self._query(_SEEN, asking, asking, list(user_ids))

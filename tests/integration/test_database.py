@@ -390,11 +390,15 @@ async def test_a_deadlock_is_tried_once_more_on_the_same_connections(postgres_ur
         runs: list[int] = []
         held: list[int] = []
         both: Deferred[None] = Deferred()
+        over: Deferred[None] = Deferred()
 
         def update(first: int, second: int) -> Callable[[Transaction], Coroutine[Any, Any, None]]:
             async def work(transaction: Transaction) -> None:
                 runs.append(first)
                 await transaction.query("SET LOCAL lock_timeout = '5s'")
+                if len(runs) == 3:
+                    # PostgreSQL may wake the other one so late that the two would cross again.
+                    await over
                 await transaction.query("UPDATE crossed SET n = n + 1 WHERE a = %s", (first,))
                 held.append(first)
                 if len(held) == 2:
@@ -405,7 +409,10 @@ async def test_a_deadlock_is_tried_once_more_on_the_same_connections(postgres_ur
 
             return work
 
-        await gatherResults([begun(db.transaction(update(1, 2))), begun(db.transaction(update(2, 1)))])
+        crossed = [begun(db.transaction(update(1, 2))), begun(db.transaction(update(2, 1)))]
+        for one in crossed:
+            one.addCallback(lambda _: None if over.called else over.callback(None))
+        await gatherResults(crossed)
         assert len(runs) == 3
         assert await pids(db) == before
     assert admin("SELECT n FROM crossed") == [(2,), (2,)]

@@ -56,11 +56,11 @@ class TrickyStore(MemoryPresenceStore):
             raise self.error
         return await super().beat(instance, window, silence)
 
-    async def leave(self, instance: Instance, window: float) -> None:
+    async def leave(self, instance: Instance, window: float, *, for_good: bool = True) -> None:
         if self.error is not None:
             raise self.error
         self.lefts.append(window)
-        await super().leave(instance, window)
+        await super().leave(instance, window, for_good=for_good)
 
     async def sweep(self, max_age: float) -> int:
         self.sweeps.append(max_age)

@@ -12,111 +12,23 @@ from random import Random
 from typing import Any, Final
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall
-from twisted.python.failure import Failure
 
 from tests.faults.history import Join, Reader, Seen
 from tests.integration.rawclient import request
 from tests.presence.client import ModelClient
 from tests.simulation.clock import NodeClock
+from tests.simulation.ends import End
 from tests.simulation.frames import CLOSE, PING, PONG, TEXT, Incoming, masked
-from tests.simulation.network import End, Network, Route
+from tests.simulation.network import Network, Route
+from tests.simulation.opening import Opening
+from tests.simulation.topics import TIMEOUT, Timer, Topic
 
 RECONNECT_AFTER: Final = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.0)
 RECONNECT_MOST: Final = 5.0
-REJOIN_AFTER: Final = (1.0, 2.0, 5.0)
-REJOIN_MOST: Final = 10.0
-TIMEOUT: Final = 10.0
-"""Seconds for a connection to open, and for a join to be answered."""
 HEARTBEAT_EVERY: Final = 4.0
 
 _encode = msgspec.json.encode
 _decode = msgspec.json.decode
-
-
-class Timer:
-    """A call that is made later, unless it is set anew or unset before."""
-
-    def __init__(self, clock: NodeClock, call: Callable[[], None]) -> None:
-        self._clock = clock
-        self._call = call
-        self._waiting: IDelayedCall | None = None
-
-    def set(self, seconds: float) -> None:
-        self.unset()
-        self._waiting = self._clock.callLater(seconds, self._go)
-
-    def unset(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.cancel()
-
-    def _go(self) -> None:
-        self._waiting = None
-        self._call()
-
-
-class Topic:
-    """A channel of phoenix.js.
-
-    Attributes:
-        state: ``closed``, ``joining``, ``joined`` or ``errored``.
-        join_ref: names the latest join.
-    """
-
-    def __init__(self, device: Device, name: str, payload: Callable[[], dict[str, Any]]) -> None:
-        self.device = device
-        self.name = name
-        self.state = "closed"
-        self.join_ref = ""
-        self._payload = payload
-        self._tries = 0
-        self._rejoin = Timer(device.clock, self.join)
-        self._timeout = Timer(device.clock, self._timed_out)
-
-    def join(self) -> None:
-        if self.device.is_open:
-            self.state = "joining"
-            self.join_ref = self.device.next_ref()
-            self._timeout.set(TIMEOUT)
-            self.device.send([self.join_ref, self.join_ref, self.name, "phx_join", self._payload()])
-
-    def push(self, event: str, payload: dict[str, Any]) -> str:
-        ref = self.device.next_ref()
-        self.device.send([self.join_ref, ref, self.name, event, payload])
-        return ref
-
-    def answered(self, status: str) -> None:
-        """Take the answer to the join."""
-        if self.state == "joining":
-            self._timeout.unset()
-            if status == "ok":
-                self.state = "joined"
-                self._tries = 0
-            else:
-                self._errored()
-
-    def _timed_out(self) -> None:
-        self.push("phx_leave", {})
-        self._errored()
-
-    def crashed(self) -> None:
-        """Take ``phx_error``, or ``phx_close``: the application joins again anyway."""
-        self._timeout.unset()
-        self._errored()
-
-    def _errored(self) -> None:
-        self.state = "errored"
-        if self.device.is_open:
-            after = REJOIN_AFTER[self._tries] if self._tries < len(REJOIN_AFTER) else REJOIN_MOST
-            self._tries += 1
-            self._rejoin.set(after)
-
-    def disconnected(self) -> None:
-        """Note that the connection has gone; the next one joins at once."""
-        self._rejoin.unset()
-        self._timeout.unset()
-        self.state = "errored"
 
 
 @dataclass
@@ -422,28 +334,3 @@ class Device:
     def _acknowledge(self) -> None:
         if self.inbox.state == "joined":
             self.inbox.push("ack", {"seq": self._highest})
-
-
-class Opening:
-    """What the network has of a device for one connection; a device that has given it up hears nothing."""
-
-    def __init__(self, device: Device) -> None:
-        self.device: Device | None = device
-
-    def connectionMade(self, transport: End) -> None:
-        if self.device is None:
-            transport.loseConnection()
-        else:
-            self.device.opened(transport)
-
-    def connectionFailed(self) -> None:
-        if self.device is not None:
-            self.device.lost()
-
-    def dataReceived(self, data: bytes) -> None:
-        if self.device is not None:
-            self.device.received(data)
-
-    def connectionLost(self, reason: Failure) -> None:
-        if self.device is not None:
-            self.device.lost()

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from flowtx.errors import Unavailable, UnknownOutcome
-from flowtx.inbox import Outcome, Push
+from flowtx.inbox import Busy, Outcome, Push
 from flowtx.interfaces import User
 from flowtx.storage.link import Phase, Rows
 from flowtx.storage.memory import MemoryHistoryStore, MemoryRevocations, MemoryUserDirectory
@@ -33,16 +33,23 @@ T = TypeVar("T")
 
 
 class Inboxes(MemoryNotificationStore):
-    """Says so when something was written, as PostgreSQL does; names whose in an order of its own."""
+    """Says so when something was written, as PostgreSQL does; names whose in an order of its own.
+
+    Attributes:
+        locked: the users whose inboxes somebody else's transaction holds.
+    """
 
     def __init__(self, now: Callable[[], float], written: Callable[[], object]) -> None:
         super().__init__(now)
         self._written = written
+        self.locked: set[str] = set()
 
     async def push(self, pushes: Sequence[Push], wait: bool) -> Sequence[Outcome]:
-        outcomes = await super().push(pushes, wait)
+        free = [push for push in pushes if self.locked.isdisjoint(push.user_ids)]
+        stored = iter(await super().push(free, wait))
         self._written()
-        return outcomes
+        # Who waits, waits for no longer than a second or so.
+        return [next(stored) if push in free else Busy() for push in pushes]
 
     async def changed(self, since: str | None) -> tuple[str, frozenset[str] | None]:
         mark, changed = await super().changed(since)
@@ -147,6 +154,7 @@ class Database:
     def come_back(self) -> None:
         """Work as it should."""
         self.is_down = self.hangs = False
+        self.inboxes.locked.clear()
         self.slowness = self.deafness = 0.0
         held, self._held = self._held, []
         for statement in held:
@@ -266,6 +274,7 @@ class ListeningLink:
         self._lost = lost
         self._notified = notified
         self._pending: Deferred[Any] | None = None
+        self._answering: IDelayedCall | None = None
 
     def open(self, dsn: str, setup: str) -> Deferred[None]:
         database = self._database
@@ -274,7 +283,7 @@ class ListeningLink:
         opening: Deferred[None] = Deferred()
         self._pending = opening
         database.links.append(self)
-        self.clock.callLater(database.delay(), self._opened, "LISTEN" in setup)
+        self._answering = self.clock.callLater(database.delay(), self._opened, "LISTEN" in setup)
         return opening
 
     def _opened(self, is_listening: bool) -> None:
@@ -292,7 +301,7 @@ class ListeningLink:
         self._pending = pending
         self.phase = Phase.AT_WORK
         if not self._database.hangs:
-            self.clock.callLater(self._database.delay(), self._answered, pending)
+            self._answering = self.clock.callLater(self._database.delay(), self._answered, pending)
         return pending
 
     def _answered(self, pending: Deferred[Rows]) -> None:
@@ -327,6 +336,8 @@ class ListeningLink:
     def close(self) -> None:
         self._gone()
         self._pending = None
+        if self._answering is not None and self._answering.active():
+            self._answering.cancel()
 
     def _gone(self) -> None:
         self.is_listening = False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from flowtx.channels.socket import MAX_QUEUED
 from flowtx.channels.throttle import FULL
 from flowtx.notifications.reader import WINDOW
 from flowtx.presence.store import Status
+from flowtx.transports.factory import TOKEN_GRACE
 from tests.faults.checker import check
 from tests.faults.history import History, Outcome, Row
 from tests.simulation.clients import Device
@@ -21,6 +22,8 @@ from tests.simulation.writers import Writers
 ONLINE: Final = "users:online"
 Truth = dict[str, list[tuple[str, str | None]]]
 """By user, their devices with what each has said of its user; None where that is not known."""
+LATE: Final = 3.0
+"""Seconds that a node may take to close a connection; a frozen one may take as long as that lasts."""
 IDLE: Final = frozenset({"Periodic._begin", "Listener._look", "Slot._check"})
 """What a node that nobody uses still does from time to time."""
 
@@ -28,18 +31,28 @@ IDLE: Final = frozenset({"Periodic._begin", "Listener._look", "Slot._check"})
 class Invariants:
     """All of them.
 
+    Args:
+        right_time: the time of day; None in a run in which the nodes have been told another one.
+
     Attributes:
         broken: what did not hold.
     """
 
     def __init__(
-        self, *, nodes: Nodes, database: Database, devices: Sequence[Device], writers: Writers
+        self,
+        *,
+        nodes: Nodes,
+        database: Database,
+        devices: Sequence[Device],
+        writers: Writers,
+        right_time: Callable[[], float | None],
     ) -> None:
         self.broken: list[str] = []
         self._nodes = nodes
         self._database = database
         self._devices = devices
         self._writers = writers
+        self._right_time = right_time
 
     # At any time
 
@@ -47,6 +60,17 @@ class Invariants:
         """See that nothing is more than it may be."""
         for node in self._nodes.alive:
             self.broken += _bounds(node)
+            self.broken += self._outlived(node)
+
+    def _outlived(self, node: Node) -> Iterator[str]:
+        """Connections that are open though their tokens have ended."""
+        now = self._right_time()
+        for protocol in node.factory.connections if now is not None else ():
+            socket = protocol._socket
+            if socket is not None and not socket.closed:
+                left = socket.principal.expires_at + TOKEN_GRACE - (now or 0.0)
+                if left < -LATE and not node.clock.is_frozen:
+                    yield f"{socket.principal.user_id} is here {-left:.1f} s after their token has ended"
 
     # At rest
 
@@ -123,8 +147,14 @@ class Invariants:
 
     def judge_end(self, node: Node) -> None:
         """See that a node that was stopped has left nothing behind."""
-        if node.clock.pending:
-            self.broken.append(f"a stopped node will still call {sorted(map(name_of, node.clock.pending))}")
+        # What is still on its way to it from the network and the database is none of its own.
+        calls = [
+            call
+            for call in node.clock.pending
+            if not getattr(call.func, "__module__", "").startswith("tests.")
+        ]
+        if calls:
+            self.broken.append(f"a stopped node will still call {sorted(map(name_of, calls))}")
         if node.history.waiting or node.presence_recorder.waiting:
             self.broken.append("a stopped node has not written all rows")
         known = self._database.history._sessions
@@ -183,6 +213,8 @@ def _remains(node: Node) -> Iterator[str]:
         yield f"{node.metrics.outbox_waiting} waiting bytes"
     if node.factory.admission.under_way:
         yield f"{node.factory.admission.under_way} handshakes"
+    if node.metrics.connections._value.get():
+        yield f"{node.metrics.connections._value.get()} connections in the metrics"
     if node.gate.under_way:
         yield f"{node.gate.under_way} requests"
     if node.history.waiting or node.presence_recorder.waiting:

@@ -48,7 +48,8 @@ class Nemesis:
 
     Attributes:
         counts: how many faults there were, by kind.
-        skew: by how many seconds the wall clock is wrong.
+        skew: by how many seconds the wall clock of the nodes is wrong.
+        database_skew: that of the database.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Nemesis:
         push: Callable[[], object],
     ) -> None:
         self.counts: Counter[str] = Counter()
-        self.skew = 0.0
+        self.skew = self.database_skew = 0.0
         self._time = time
         self._clock = clock
         self._chance = chance
@@ -108,7 +109,7 @@ class Nemesis:
     def heal(self) -> None:
         """Mend what is broken; what may go wrong at the fault points goes on."""
         self._trace.note("nemesis heals")
-        self.skew = 0.0
+        self.skew = self.database_skew = 0.0
         self._thaw()
         self._database.come_back()
         for device in self._devices:
@@ -166,6 +167,13 @@ class Nemesis:
     def _step_back(self) -> None:
         self.skew = 0.0
 
+    def _database_clock_step(self) -> None:
+        self.database_skew = self._chance.choice((-3600.0, -30.0, 30.0, 3600.0))
+        self._clock.callLater(self._chance.uniform(0.5, 6.0), self._database_step_back)
+
+    def _database_step_back(self) -> None:
+        self.database_skew = 0.0
+
     # The database
 
     def _database_down(self) -> None:
@@ -183,9 +191,20 @@ class Nemesis:
         self._database.slowness = self._chance.choice((0.05, 0.5, 2.0))
         self._clock.callLater(self._chance.uniform(1.0, 6.0), self._database.come_back)
 
+    def _inbox_locked(self) -> None:
+        user, locked = self._user(), self._database.inboxes.locked
+        locked.add(user)
+        self._clock.callLater(self._chance.uniform(0.1, 3.0), locked.discard, user)
+
     def _notify_lost(self) -> None:
         self._database.deafness = self._chance.choice((0.5, 1.0))
         self._clock.callLater(self._chance.uniform(2.0, 10.0), self._database.come_back)
+
+    def _user_unknown(self) -> None:
+        known = self._database.users.users
+        user = known.pop(self._user(), None)
+        if user is not None:
+            self._clock.callLater(self._chance.uniform(0.5, 8.0), known.setdefault, user.id, user)
 
     # The network
 
@@ -245,7 +264,9 @@ class Nemesis:
 
     def _revocation(self) -> None:
         user = self._user()
-        self._on_node(lambda node: _asked(node.sessions.revoke(user_id=user)))
+        # By a clock that is ahead it would hit the tokens of all that time.
+        if not self.database_skew:
+            self._on_node(lambda node: _asked(node.sessions.revoke(user_id=user)))
 
     def _disconnect(self) -> None:
         topic = f"users_socket:{self._user()}"
@@ -275,12 +296,15 @@ KINDS: Final[dict[str, Callable[[Nemesis], None]]] = {
     "database hangs": Nemesis._database_hangs,
     "database cut": Nemesis._database_cut,
     "database slow": Nemesis._database_slow,
+    "inbox locked": Nemesis._inbox_locked,
     "notify lost": Nemesis._notify_lost,
     "link cut": Nemesis._link_cut,
     "black hole": Nemesis._black_hole,
     "link slow": Nemesis._link_slow,
     "reads nothing": Nemesis._reads_nothing,
     "clock step": Nemesis._clock_step,
+    "database clock step": Nemesis._database_clock_step,
+    "user unknown": Nemesis._user_unknown,
     "session crash": Nemesis._session_crash,
     "session stop": Nemesis._session_stop,
     "revocation": Nemesis._revocation,

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 import flowtx.transports.factory
+from flowtx.channels.tokens import Renewal
 from flowtx.errors import StorageError
 from flowtx.inbox import Backlog, Push, Pushed
 from flowtx.notifications.delivery import Delivery
@@ -144,6 +145,11 @@ def two_sessions() -> list[Patch]:
     return [(Session, "_end", early), (SessionService, "removeService", once)]
 
 
+def tokens_never_end() -> list[Patch]:
+    """Keep a connection open however long ago its token has ended."""
+    return [(Renewal, "_note_end", lambda self: None)]
+
+
 def _of_the_fault_test(plant: Callable[[], None], where: object, name: str) -> Callable[[], list[Patch]]:
     """Take a bug that is planted for good, to be taken out again."""
 
@@ -170,6 +176,7 @@ BUGS: Final[dict[str, Callable[[], list[Patch]]]] = {
     "no-poll": no_poll,
     "no-presence-leaves": no_presence_leaves,
     "two-sessions": two_sessions,
+    "tokens-never-end": tokens_never_end,
 }
 
 

@@ -21,10 +21,11 @@ from zope.interface import implementer
 
 from flowtx.auth import mint
 from flowtx.settings import Settings
+from flowtx.transports.factory import TOKEN_GRACE
 from tests.simulation.clients import Device
 from tests.simulation.clock import NodeClock, Time
 from tests.simulation.database import Database
-from tests.simulation.invariants import Invariants
+from tests.simulation.invariants import LATE, Invariants
 from tests.simulation.nemesis import Crash, Nemesis
 from tests.simulation.network import Network
 from tests.simulation.news import News
@@ -40,7 +41,7 @@ BEGIN: Final = 2.0
 HEAL: Final = 18.0
 REST_WITHIN: Final = 90.0
 """Seconds after the last fault in which all must have come to rest."""
-GONE_WITHIN: Final = 60.0
+GONE_WITHIN: Final = 35.0
 STOP_WITHIN: Final = 40.0
 USES: Final = ("status", "status", "read", "list", "reload", "rejoin", "broadcast", "broadcast")
 """What users and applications do; see `Device.do`."""
@@ -127,7 +128,7 @@ class Run:
         self.outside = NodeClock(self.time)
         self.users = [f"user{number}" for number in range(chance.randint(1, 3))]
         self.network = Network(self.outside, chance, self.trace)
-        self.database = Database(self.outside, chance, self.trace, users=self.users, wall=self.wall)
+        self.database = Database(self.outside, chance, self.trace, users=self.users, wall=self.database_wall)
         self.settings = Settings(
             reconnect_window=chance.choice((0.0, 2.0, 6.0)),
             idle_timeout=chance.choice((10.0, 1_800.0, 1_800.0)),
@@ -139,7 +140,7 @@ class Run:
             max_devices=chance.choice((2, 20, 20)),
             users_query="claims",
         )
-        self.ttl = chance.choice((6.0, 600.0, 600.0))
+        self.ttl = chance.choice((3.0, 600.0, 600.0))
         self.nodes = Nodes(
             self.settings,
             time=self.time,
@@ -173,7 +174,11 @@ class Run:
             push=self.writers.push,
         )
         self.invariants = Invariants(
-            nodes=self.nodes, database=self.database, devices=self.devices, writers=self.writers
+            nodes=self.nodes,
+            database=self.database,
+            devices=self.devices,
+            writers=self.writers,
+            right_time=lambda: None if self.nemesis.counts["clock step"] else self.wall(),
         )
 
     def wall(self) -> float:
@@ -183,6 +188,10 @@ class Run:
     def skewed_wall(self) -> float:
         """The time of day that the nodes have."""
         return EPOCH + self.time.now + self.nemesis.skew
+
+    def database_wall(self) -> float:
+        """The time of day that the database has."""
+        return EPOCH + self.time.now + self.nemesis.database_skew
 
     def _devices_of(self, user: str, count: int) -> list[Device]:
         devices = []
@@ -244,6 +253,8 @@ class Run:
             self.invariants.gather()
             return
         self.invariants.judge()
+        if self.ttl < TOKEN_GRACE:
+            self._pass(self.time.now + self.ttl + TOKEN_GRACE + LATE + 2.0)
         self._leave()
         self.invariants.gather()
 

@@ -13,8 +13,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from flowtx.errors import StorageError, Unavailable
+from flowtx.inbox import Busy, Pushed
 from flowtx.inbox import Push as StoredPush
-from flowtx.inbox import Pushed
 from tests.faults.history import Outcome, Place, Push, Way
 from tests.simulation.clock import NodeClock
 from tests.simulation.database import Database
@@ -115,7 +115,9 @@ class _ByHttp:
             writers.later(0.001, 0.01, self._heard, self._attempt, None)
         else:
             # The request arrives where the node is, and so its answer.
-            node.clock.callLater(writers.chance.uniform(0.0005, 0.005), self._arrive, node, self._attempt)
+            for _ in range(2 if writers.chance.random() < 0.1 else 1):  # an impatient one asks twice
+                delay = writers.chance.uniform(0.0005, 0.005)
+                node.clock.callLater(delay, self._arrive, node, self._attempt)
 
     def _arrive(self, node: Node, attempt: int) -> None:
         answer = node.push(self._push.users, self._push.marker, f"key-{self._push.marker}")
@@ -125,12 +127,15 @@ class _ByHttp:
             answer.addBoth(lambda result: self._writers.later(0.0005, 0.005, self._heard, attempt, result))
 
     def _heard(self, attempt: int, result: Any) -> None:
-        if attempt != self._attempt:
-            return  # the connection with it is no more
+        push = self._push
+        if attempt != self._attempt or push.outcome is Outcome.OK:
+            # The connection with it is no more, or it is the answer to the second of two.
+            if isinstance(result, list | tuple) and push.places and _places(result) != push.places:
+                self._writers.surprises.append(f"{push.marker} is at {push.places} and at {_places(result)}")
+            return
         timeout, self._timeout = self._timeout, None
         if timeout is not None and timeout.active():
             timeout.cancel()
-        push = self._push
         if result is not None and not isinstance(result, Failure):
             push.outcome = Outcome.OK
             push.completed_at = self._writers.clock.seconds()
@@ -159,9 +164,13 @@ class _BySql:
         asked.addCallbacks(self._committed, self._failed)
 
     def _committed(self, outcomes: Sequence[Any]) -> None:
-        self._push.outcome = Outcome.OK
+        outcome = outcomes[0]
         self._push.completed_at = self._clock.seconds()
-        self._push.places = _places(outcomes[0])
+        if isinstance(outcome, Busy):
+            self._push.outcome = Outcome.FAILED
+        else:
+            self._push.outcome = Outcome.OK
+            self._push.places = _places(outcome)
 
     def _failed(self, failure: Failure) -> None:
         failure.trap(StorageError)

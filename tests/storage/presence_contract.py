@@ -215,6 +215,24 @@ async def an_instance_is_told_that_it_was_not_heard_of(store: IPresenceStore) ->
     assert not await store.beat(THERE, 30)
 
 
+async def who_is_left_tells_again_when_another_one_has_gone(store: IPresenceStore) -> None:
+    """It may have been told of last of a user who is on both."""
+    for instance in (HERE, THERE):
+        await store.beat(instance, 30)
+    assert not await store.beat(THERE, 30)
+    await store.leave(HERE, 0)
+    assert await store.beat(THERE, 30)
+    assert not await store.beat(THERE, 30)
+    # One that tells again by itself has not gone.
+    await store.beat(HERE, 30)
+    await store.leave(HERE, 30, for_good=False)
+    assert not await store.beat(THERE, 30)
+    # Who finds a dead one tells again, and so do all others.
+    await store.beat(HERE, 30)
+    assert await store.beat(AGAIN, 30, silence=-1)
+    assert not await store.beat(AGAIN, 30)
+
+
 async def an_instance_that_was_taken_for_dead_tells_again(store: IPresenceStore) -> None:
     await record(store, HERE, alice="online", bob="online")
     await store.leave(HERE, 1_000)
@@ -275,6 +293,7 @@ CHECKS: list[Check] = [
     who_returns_too_late_has_been_offline,
     the_users_of_a_dead_instance_become_offline_once,
     an_instance_is_told_that_it_was_not_heard_of,
+    who_is_left_tells_again_when_another_one_has_gone,
     an_instance_that_was_taken_for_dead_tells_again,
     old_events_are_swept,
     an_instance_that_is_not_known_is_told_so,

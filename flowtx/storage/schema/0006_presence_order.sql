@@ -1,3 +1,49 @@
+-- A user who moves from node to node: of two nodes that tell of one user, the later one is right.
+
+-- A node that has gone may have taken along users who are on another one too.
+ALTER TABLE flow.presence_instances ADD COLUMN tell_again boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN flow.presence_instances.tell_again IS
+    'Another node has gone since this one said that it lives: it is to tell of its users again.';
+
+CREATE FUNCTION flow.end_presence(instance text, seconds double precision) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM flow.leave_presence(end_presence.instance, end_presence.seconds);
+    UPDATE flow.presence_instances i SET tell_again = true WHERE i.instance <> end_presence.instance;
+END
+$$;
+COMMENT ON FUNCTION flow.end_presence IS
+    'Does for a node that has gone for good what leave_presence does; the others then tell of their users again.';
+
+CREATE OR REPLACE FUNCTION flow.beat_presence(
+    instance text, node text, seconds double precision, silence double precision, OUT silent boolean
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    dead text;
+    since timestamptz := clock_timestamp() - make_interval(secs => beat_presence.silence);
+BEGIN
+    PERFORM flow.lock_presence();
+    SELECT i.alive_at < since OR i.tell_again INTO silent
+        FROM flow.presence_instances i WHERE i.instance = beat_presence.instance;
+    silent := coalesce(silent, true);
+    INSERT INTO flow.presence_instances AS i (instance, node)
+        VALUES (beat_presence.instance, beat_presence.node)
+        ON CONFLICT (instance) DO UPDATE SET alive_at = clock_timestamp(), tell_again = false;
+    FOR dead IN
+        SELECT i.instance FROM flow.presence_instances i
+        WHERE i.alive_at < since AND i.instance <> beat_presence.instance
+    LOOP
+        PERFORM flow.end_presence(dead, beat_presence.seconds);
+        silent := true;
+    END LOOP;
+    UPDATE flow.presence_instances i SET tell_again = false WHERE i.instance = beat_presence.instance
+        AND i.tell_again;
+END
+$$;
+COMMENT ON FUNCTION flow.beat_presence IS
+    'Says that a node lives, and sees to the users of those that do not; gives whether it is to tell of its own again.';
+
 -- What a node tells again, not knowing whether it was heard, may be older than what another one has told.
 
 ALTER TABLE flow.user_presence ADD COLUMN told_of timestamptz NOT NULL DEFAULT '-infinity';
@@ -32,6 +78,7 @@ BEGIN
             OR (t.status <> 'offline' AND (
                 p.user_id IS NULL OR p.status = 'offline' OR p.expires_at IS NOT NULL
                 OR p.told_of <= now.now - make_interval(secs => t.age)
+                OR p.told_of > now.now -- the clock was set back since
             ))
     ), kept AS (
         INSERT INTO flow.user_presence AS p (user_id, status, last_seen, node, instance, told_of)

@@ -1,4 +1,4 @@
-"""A second SIGTERM or Ctrl-C: whoever sends one does not want to wait for the orderly end."""
+"""Signals: whoever sends a second SIGTERM or Ctrl-C does not want to wait for the orderly end."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ EXIT_AT_ONCE: Final = 1
 """The exit status; the orderly end has the signal's own, or 0."""
 
 _log = Logger()
+
+
+def ignore_user_signals() -> None:
+    """Have SIGUSR1 and SIGUSR2 do nothing where nobody handles them, instead of ending the process.
+
+    twistd rotates its log at a SIGUSR1, if it has a file for it; and who knows that sends it to any twistd.
+    """
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def end_at_next_signal() -> None:
