@@ -25,6 +25,7 @@ soak: .venv/installed $(CLIENTS)/node_modules
 	.venv/bin/python -m tests.faults --kills 2000 $(if $(SEED),--seed $(SEED))
 	.venv/bin/python -m tests.simulation --from $$(date +%s) --seconds 1200
 	.venv/bin/python -m tests.badinput -q
+	.venv/bin/python -m tests.fuzz --seconds 900
 
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.peers $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \

@@ -27,6 +27,7 @@ from flowtx.settings import (
     Settings,
     printable,
     redacted_url,
+    shortened,
 )
 
 __all__ = [
@@ -113,11 +114,14 @@ def load(given: Mapping[str, object], environ: Mapping[str, str] | None = None) 
     """
     environment = os.environ if environ is None else environ
     variables = {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower(): Source(printable(name), value)
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): Source(printable(shortened(name)), value)
         for name, value in environment.items()
         if name.startswith(ENVIRONMENT_PREFIX)
     }
-    line = {name.replace("-", "_"): Source(printable(f"--{name}"), value) for name, value in given.items()}
+    line = {
+        name.replace("-", "_"): Source(printable(f"--{shortened(name)}"), value)
+        for name, value in given.items()
+    }
     sources: dict[str, Source] = {}
     file = line.pop("config", None) or variables.get("config")
     variables.pop("config", None)
@@ -142,7 +146,7 @@ def _read_file(path: str) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
-        source = Source(printable(f"{path}: {key}"), value)
+        source = Source(printable(f"{path}: {shortened(key)}"), value)
         if name in sources:
             raise ConfigError(f"{source.name}: is given twice, as {sources[name].name} too")
         sources[name] = source

@@ -31,8 +31,8 @@ def check_relations(settings: Settings) -> None:
     known = HMAC_ALGORITHMS | PUBLIC_KEY_ALGORITHMS
     for algorithm in settings.jwt_algorithms:
         if algorithm not in known:
-            raise ConfigError(f"--jwt-algorithms: got {algorithm!r}; it takes {', '.join(sorted(known))}")
-    algorithms = ", ".join(settings.jwt_algorithms)
+            raise ConfigError(f"--jwt-algorithms: got {algorithm!r:.80}; it takes {', '.join(sorted(known))}")
+    algorithms = f"{', '.join(settings.jwt_algorithms):.80}"
     hmac = HMAC_ALGORITHMS.issuperset(settings.jwt_algorithms)
     if not hmac and not PUBLIC_KEY_ALGORITHMS.issuperset(settings.jwt_algorithms):
         mixed = "shared secrets (HS…) and public keys (RS…, PS…, ES…, EdDSA) cannot be mixed"
@@ -114,7 +114,9 @@ def _check_limits(settings: Settings) -> None:
             ip_network(proxy)
         except ValueError as error:
             takes = "addresses and networks such as 10.0.0.0/8"
-            raise ConfigError(f"--trusted-proxies: got {proxy!r:.80}; it takes {takes} ({error})") from None
+            raise ConfigError(
+                f"--trusted-proxies: got {proxy!r:.80}; it takes {takes} ({error!s:.120})"
+            ) from None
 
 
 def _check_endpoint(name: str, text: str) -> None:

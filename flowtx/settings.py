@@ -13,6 +13,9 @@ PUBLIC_KEY_ALGORITHMS: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
 
+MAX_NAME: Final = 100
+"""Characters of a name that a message shows."""
+
 CLAIMS: Final = "claims"
 """As ``users_query``: users are whoever a valid token names."""
 
@@ -282,3 +285,8 @@ def redacted_url(url: str | None) -> str | None:
 def printable(name: str) -> str:
     """Keep a message in one line, whatever the names of keys and variables."""
     return name if name.isprintable() else ascii(name)
+
+
+def shortened(name: str) -> str:
+    """Keep a message short, however long the name of a key or a variable."""
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…"

@@ -213,6 +213,19 @@ class ErrorTests(TestCase):
         ):
             self.assertIn("is not a TOML file", self.refused({"config": self.file(text)}))
 
+    def test_names_and_values_that_are_long(self) -> None:
+        long = "x" * 5_000
+        for line, environment in (
+            ({long: "1"}, {}),
+            ({}, {f"FLOWTX_{long}": "1"}),
+            ({"config": self.file(f"{long} = 1")}, {}),
+            ({"jwt-algorithms": long}, {}),
+            ({"jwt-algorithms": "RS256" + ",HS256" * 1_000}, {}),
+            ({"trusted-proxies": long}, {}),
+        ):
+            message = str(self.assertRaises(ConfigError, load, line, environment))
+            self.assertLess(len(message), 500, message)
+
     def test_names_that_break_a_line(self) -> None:
         self.assertIn("no such setting", self.refused({"a\nb": "1"}))
         self.assertIn("no such setting", self.refused({"config": self.file('"a\\nb" = 1')}))
