@@ -75,7 +75,7 @@ class OrdersTests(InboxTestCase):
         phone.begin(last_seq).addCallback(note)
 
     @settings(max_examples=300, deadline=None)
-    @given(st.lists(EVENTS, max_size=50))
+    @given(st.lists(EVENTS, min_size=20, max_size=50))
     def test_each_reader_gets_all_that_is_for_it_in_order_and_once(
         self, events: list[tuple[str, int]]
     ) -> None:

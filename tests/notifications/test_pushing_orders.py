@@ -115,7 +115,7 @@ class OrdersTests(SynchronousTestCase):
         self.assertTrue(under_way or not queued, "pushes wait though the database is free")
 
     @settings(max_examples=500, deadline=None)
-    @given(st.lists(EVENTS, max_size=60), st.booleans())
+    @given(st.lists(EVENTS, min_size=20, max_size=60), st.booleans())
     def test_each_waiter_is_told_once_what_is_true(
         self, events: list[tuple[object, ...]], stops: bool
     ) -> None:

@@ -228,6 +228,7 @@ changes = st.lists(
         ),
         st.integers(0, 5),
     ),
+    min_size=20,
     max_size=60,
 )
 

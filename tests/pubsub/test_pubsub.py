@@ -186,7 +186,7 @@ _STEPS = st.one_of(
 )
 
 
-@given(st.lists(_STEPS, max_size=60))
+@given(st.lists(_STEPS, min_size=20, max_size=60))
 def test_any_history_agrees_with_a_plain_model(steps: list[Any]) -> None:
     bus = MemoryBus()
     nodes = [PubSub(str(number), MemoryAdapter(bus)) for number in range(3)]

@@ -382,6 +382,7 @@ STEPS = st.lists(
         st.tuples(st.just("advance"), st.integers(1, 4)),
         st.tuples(st.just("resume"), st.integers(1, 5)),
     ),
+    min_size=20,
     max_size=60,
 )
 
