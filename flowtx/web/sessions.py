@@ -19,7 +19,17 @@ from flowtx.sessions.inspection import SessionInfo, describe
 from flowtx.sessions.service import SessionService
 from flowtx.sessions.session import socket_topic
 from flowtx.web.api import Query, Route
-from flowtx.web.requests import ApiError, Delivered, Key, UserId, answer, number, parameter, read_body
+from flowtx.web.requests import (
+    ApiError,
+    Delivered,
+    Key,
+    UserId,
+    answer,
+    number,
+    parameter,
+    read_body,
+    user_id_of,
+)
 
 MAX_PAGE: Final = 100
 
@@ -77,7 +87,13 @@ class SessionCalls:
             answers={200: Closed},
             errors=(404,),
         )
-        yield Route("POST", "/api/users/<user_id>/disconnect", self.disconnect, answers={202: Delivered})
+        yield Route(
+            "POST",
+            "/api/users/<user_id>/disconnect",
+            self.disconnect,
+            answers={202: Delivered},
+            errors=(404,),
+        )
         yield Route(
             "POST",
             "/api/tokens/revoke",
@@ -115,7 +131,7 @@ class SessionCalls:
 
     def disconnect(self, request: IRequest, user_id: str) -> bytes:
         """Close a user's connections, as the broadcast ``disconnect`` does."""
-        delivered = self._pubsub.publish(Broadcast(socket_topic(user_id), "disconnect", {}))
+        delivered = self._pubsub.publish(Broadcast(socket_topic(user_id_of(user_id)), "disconnect", {}))
         return answer(request, 202, Delivered(delivered))
 
     async def revoke(self, request: IRequest) -> bytes:

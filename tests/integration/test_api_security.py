@@ -340,6 +340,19 @@ def test_odd_paths_lead_nowhere(server: FlowProcess) -> None:
         assert len(body["detail"]) < 300
 
 
+def test_ids_that_no_user_can_have_are_not_there(server: FlowProcess) -> None:
+    tried = 0
+    for path, operations in ask(server, "GET", "/api/openapi.json").json["paths"].items():
+        for method in operations if "{user_id}" in path else ():
+            for user_id in ("%C2%84", "a%20b", "a%0a", "x" * 129):
+                place = path.replace("{user_id}", user_id).replace("{group}", "g").replace("{", "a")
+                body = {"all": True} if method == "post" else None
+                answer = ask(server, method.upper(), place.replace("}", ""), body, key=KEYS["admin"])
+                assert (answer.status, answer.json["error"]) == (404, "not_found"), (method, place)
+                tried += 1
+    assert tried > 30
+
+
 def test_methods_that_nothing_takes(server: FlowProcess) -> None:
     for method in ("TRACE", "CONNECT", "OPTIONS", "PATCH", "PROPFIND"):
         for path, allowed in (

@@ -18,6 +18,7 @@ CHECKS = (
     "content_type_conformance",
     "response_schema_conformance",
     "ignored_auth",
+    "negative_data_rejection",
     "unsupported_method",
 )
 
