@@ -14,6 +14,7 @@ from flowtx.loopback import is_loopback
 from flowtx.settings import CLAIMS, HMAC_ALGORITHMS, PUBLIC_KEY_ALGORITHMS, Settings, printable
 
 _PORT: Final = re.compile(r"(?:tcp[46]?|ssl):(?:[a-zA-Z]+=[^:]*:)*(?:port=)?(-?[0-9]+)")
+_INTERFACE: Final = re.compile(r":interface=((?:[^:\\]|\\.)*)")
 _APP: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _SOCKET_UNIT: Final = re.compile(
     r"systemd:(domain=(INET6?|UNIX):(index=[0-9]{1,4}|name=[^:=\s]+)"
@@ -45,6 +46,8 @@ def check_relations(settings: Settings) -> None:
         raise ConfigError(f"--jwt-algorithms: {algorithms} needs {needed}")
     if not hmac and settings.secret_file:
         raise ConfigError(f"--secret-file: is for HS… only, but --jwt-algorithms is {algorithms}")
+    if settings.jwt_audience_list and settings.jwt_audience is None:
+        raise ConfigError("--jwt-audience-list: needs --jwt-audience, one of the list")
     for endpoint in settings.listen:
         _check_endpoint("listen", endpoint)
     _check_endpoint("admin", settings.admin)
@@ -52,6 +55,7 @@ def check_relations(settings: Settings) -> None:
         got = ", ".join(settings.check_origin)
         raise ConfigError(f"--check-origin: got {got!r:.80}; it takes either false or a list of origins")
     _check_manhole(settings)
+    _check_places(settings)
     _check_limits(settings)
     if settings.database and not settings.database.startswith(("postgresql://", "postgres://")):
         raise ConfigError("--database: got a value that is not shown; it takes a postgresql:// URL")
@@ -77,12 +81,34 @@ def _check_manhole(settings: Settings) -> None:
         )
 
 
+def _check_places(settings: Settings) -> None:
+    """Check that no two endpoints are to listen in the same place."""
+    taken: dict[tuple[str, str], str] = {}
+    endpoints = [*(("listen", one) for one in settings.listen), ("admin", settings.admin)]
+    endpoints += [("manhole", settings.manhole)] if settings.manhole else []
+    for name, endpoint in endpoints:
+        port = _PORT.match(endpoint)
+        interface = _INTERFACE.search(endpoint)
+        place = (port[1], interface[1] if interface else "") if port else (endpoint, "")
+        if place in taken and place[0] != "0":
+            raise ConfigError(
+                f"--{name}: got {endpoint!r:.80}, where --{taken[place]} listens; give another one"
+            )
+        taken[place] = name
+
+
 def _check_limits(settings: Settings) -> None:
     try:
         Rate.parse(settings.rate_limit)
     except ValueError:
         form = "messages per second and how many at once, such as 50/100"
         raise ConfigError(f"--rate-limit: got {settings.rate_limit!r:.80}; it takes {form}") from None
+    kept = settings.retention_days * 86_400
+    if 0 < kept <= settings.undelivered_after:
+        raise ConfigError(
+            f"--undelivered-after: got {settings.undelivered_after:g}, but a notification is kept for "
+            f"{kept:g} seconds only (--retention-days); it takes less than that"
+        )
     for proxy in settings.trusted_proxies or ():
         try:
             ip_network(proxy)

@@ -259,6 +259,36 @@ class RelationTests(TestCase):
         self.assertEqual(load({"config": path}, {"FLOWTX_JWT_JWKS": "x"}).jwt_jwks, "x")
         self.assertIn("got 2", self.refused({"config": path, "jwt-jwks": "x"}, FLOWTX_JWT_KEY_FILE="y"))
 
+    def test_no_two_listen_in_the_same_place(self) -> None:
+        twice = "tcp:4001:interface=127.0.0.1"
+        cases: list[tuple[dict[str, object], str]] = [
+            (
+                {"listen": ["tcp:4001", "tcp:port=4001"]},
+                "--listen: got 'tcp:port=4001', where --listen listens",
+            ),
+            ({"listen": [twice]}, f"--admin: got '{twice}', where --listen listens; give another one"),
+            ({"manhole": twice, "manhole-keys": "keys"}, f"--manhole: got '{twice}', where --admin listens"),
+            (
+                {"listen": ["unix:/run/a"], "admin": "unix:/run/a"},
+                "--admin: got 'unix:/run/a', where --listen",
+            ),
+            ({"listen": [r"tcp:9:interface=\:\:1"], "admin": r"ssl:9:interface=\:\:1"}, "--admin: got "),
+        ]
+        for together, said in cases:
+            self.assertTrue(self.refused(together).startswith(said), said)
+        for listen in (["tcp:0", "tcp:0"], ["tcp:4001:interface=127.0.0.2"], ["tcp:4011", "unix:/run/a"]):
+            self.assertEqual(load({"listen": listen}, {}).listen, tuple(listen))
+
+    def test_an_audience_that_may_be_a_list_is_named(self) -> None:
+        self.assertTrue(self.refused({"jwt-audience-list": True}).startswith("--jwt-audience-list: "))
+        self.assertTrue(load({"jwt-audience-list": True, "jwt-audience": "crm"}, {}).jwt_audience_list)
+
+    def test_what_nobody_got_is_told_before_it_is_deleted(self) -> None:
+        text = self.refused({"undelivered-after": "86400", "retention-days": "1"})
+        self.assertTrue(text.startswith("--undelivered-after: got 86400, "), text)
+        self.assertEqual(load({"undelivered-after": "0", "retention-days": "0.001"}, {}).undelivered_after, 0)
+        self.assertEqual(load({"retention-days": "0"}, {}).retention_days, 0)
+
     def test_users(self) -> None:
         self.assertEqual(load({"users-query": "claims"}, {}).users_query, "claims")
         query = "SELECT id::text, name, email FROM accounts WHERE id::text = ANY(%s)"

@@ -56,6 +56,7 @@ static const double reconnect_then = 5.0;
 static const double rejoin_after[] = {1.0, 2.0, 5.0};
 static const double rejoin_then = 10.0;
 static const double attempt_within = 20.0;
+static const double kept_for = 5.0; /* that a connection to the HTTP API may be idle, in seconds */
 
 struct client {
     int fd;
@@ -74,6 +75,7 @@ struct client {
 struct caller { /* a connection to the HTTP API */
     int fd;
     int waiting;
+    double answered_at;
     size_t length;
     char answer[4096];
 };
@@ -224,7 +226,8 @@ static void lost(struct client *client, enum failure how)
     int was_open = client->state == OPEN;
     hang_up(client);
     if (!storming) {
-        fail("user %s lost the connection: %s", names[client - clients], failure_names[how]);
+        fail("user %s lost the connection %s, %.1f s after it was begun: %s", names[client - clients],
+             was_open ? "when it was open" : "in its handshake", now() - client->since, failure_names[how]);
         return;
     }
     client->lost = 1;
@@ -481,6 +484,7 @@ static void called(struct caller *caller)
     if (strncmp(caller->answer, "HTTP/1.1 2", 10))
         fail("a broadcast was answered %.200s", caller->answer);
     caller->waiting = 0;
+    caller->answered_at = now();
     answered_calls++;
 }
 
@@ -489,8 +493,11 @@ static void open_callers(int count)
     int on = 1;
     for (int number = 0; number < count; number++) {
         struct caller *caller = callers + number;
-        if (caller->fd >= 0)
+        if (caller->fd >= 0 && now() - caller->answered_at < kept_for)
             continue;
+        if (caller->fd >= 0)
+            close(caller->fd); /* before the server does so, in the middle of a call */
+        caller->answered_at = now();
         caller->fd = socket(AF_INET, SOCK_STREAM, 0);
         setsockopt(caller->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         if (connect(caller->fd, (struct sockaddr *)&api, sizeof api) < 0) {
@@ -661,9 +668,9 @@ static uint64_t broadcast(int burst, int most, double seconds, int size, const c
         fail("a burst is of %d broadcasts at most", MAX_BURST);
         return 0;
     }
-    open_callers(burst);
     while (!failed[0] && done < (uint64_t)most && (!done || now() < end)) {
         double began = now(), deadline = began + 120;
+        open_callers(burst);
         answered_calls = 0;
         news = 0;
         for (int number = 0; number < burst && !failed[0]; number++)

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from typing import Final
 
 from benchmarks.load.generator import BUILD
 from benchmarks.peers.cases import CASES, QUICK, Scale, bench
-from benchmarks.peers.servers import FLOWTX, SERVERS, make_server
+from benchmarks.peers.servers import SERVERS, make_server
 from benchmarks.peers.table import Table
 from flowtx.auth import mint
 
@@ -54,9 +55,9 @@ def _measure(table: Table, scale: Scale, cases: Sequence[str], servers: Sequence
 def _turns(cases: Sequence[str], servers: Sequence[str], rounds: int) -> Iterator[tuple[str, int, str]]:
     """Name what is measured, one after another: each round has all the servers in turn."""
     for case in cases:
-        for number in range(1, min(rounds, CASES[case].rounds) + 1):
+        for number in range(1, rounds + 1):
             for server in servers:
-                if server in FLOWTX or CASES[case].peers:
+                if number <= CASES[case].rounds_of(server, rounds):
                     yield case, number, server
 
 
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"there is no {program} here; the load takes gcc, and the server ws node and npm")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended, and the table saved
     scale, saved = QUICK if given.quick else Scale(), given.save.with_suffix(".json")
     table = Table(scale, json.loads(saved.read_text()) if given.add and saved.exists() else None)
     try:

@@ -186,7 +186,8 @@ def uvicorn(secret_file: Path) -> Subject:
 
 def daphne(secret_file: Path) -> Subject:
     """Start Django Channels on Daphne, which are installed if they are not there."""
-    command = ["daphne", "--bind=127.0.0.1", "--port=PORT", "--verbosity=0", "server:app"]
+    command = ["daphne", "--bind=127.0.0.1", "--port=PORT", "--verbosity=0"]
+    command += ["--websocket_connect_timeout=60", "server:app"]  # 5 s are too short for it under this load
     return _on_python("channels", "channels", command, secret_file)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from twisted.logger import Logger
@@ -27,7 +27,7 @@ from flowtx.console.commands import Commands
 from flowtx.console.figures import Readings
 from flowtx.console.portrait import Portrait, Sources
 from flowtx.console.search import Query, Row, Search, row
-from flowtx.errors import InvalidPayload
+from flowtx.protocol.places import read_as
 
 TICK: Final = "tick"
 EVERY: Final = 1.0
@@ -36,8 +36,6 @@ USER_PREFIX: Final = "console:user:"
 
 _USER_ID: Final = re.compile("[A-Za-z0-9_.:@-]{1,128}")
 _FORBIDDEN: Final = error({"reason": "unauthorized"})
-
-T = TypeVar("T")
 
 
 class CommandsChannel(Channel):
@@ -63,7 +61,7 @@ class CommandsChannel(Channel):
             raise UnhandledEvent(event)
         if command.scope not in self.socket.principal.groups:
             return error({"reason": "unauthorized", "detail": f"it takes a key for {command.scope}"})
-        asked = read(payload, command.form)
+        asked = read_as(payload, command.form)
         self._log.info(
             "The console does {event} of {user_id} for the key {key}",
             event=event,
@@ -130,13 +128,13 @@ class SessionsChannel(Watching):
         self._told: object = None
 
     def begin(self, payload: Any) -> None:
-        self._query = read({} if payload is None else payload, Query)
+        self._query = read_as({} if payload is None else payload, Query)
         self._search.watchers += 1
 
     async def handle_in(self, event: str, payload: Any) -> Reply:
         if event != "query":
             raise UnhandledEvent(event)
-        self._query = read(payload, Query)
+        self._query = read_as(payload, Query)
         await self._show()
         return ok()
 
@@ -183,15 +181,3 @@ class UserChannel(Watching):
             if changes:
                 self.push("user", changes)
         return EVERY
-
-
-def read(payload: Any, form: type[T]) -> T:
-    """Read what a client gave.
-
-    Raises:
-        InvalidPayload: it has another form.
-    """
-    try:
-        return msgspec.convert(payload, form)
-    except msgspec.ValidationError as problem:
-        raise InvalidPayload(str(problem)) from None

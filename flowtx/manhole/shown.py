@@ -80,7 +80,7 @@ def _laid_out(value: object, depth: int, before: int, width: int, most: int) -> 
     """Yield the pieces of a value that begins after ``before`` characters of its line."""
     room = max(0, width - before)
     line = _up_to(_in_line(value, depth, most), room + 1)
-    container = _opened(value)
+    container = _opened(value, most)
     if len(line) <= room:
         yield line
     elif container is None or depth >= MAX_DEPTH:
@@ -96,7 +96,7 @@ def _laid_out(value: object, depth: int, before: int, width: int, most: int) -> 
 
 
 def _in_line(value: object, depth: int, most: int) -> Iterator[str]:
-    container = _opened(value)
+    container = _opened(value, most)
     if container is None:
         yield _atom(value, most)
         return
@@ -112,11 +112,11 @@ def _in_line(value: object, depth: int, most: int) -> Iterator[str]:
     yield container.closing
 
 
-def _opened(value: Any) -> _Container | None:
+def _opened(value: Any, most: int) -> _Container | None:
     """Take a container apart; None for all else, and for what is written in a way of its own."""
     kind = type(value)
     if isinstance(value, dict) and kind.__repr__ is _DICT_REPR:
-        return _Container("{", ((f"{_atom(key, 200)}: ", item) for key, item in value.items()), "}")
+        return _Container("{", ((f"{_atom(key, most)}: ", item) for key, item in value.items()), "}")
     if kind in _BRACKETS:
         # An empty set has no form of its own.
         opening, closing = _BRACKETS[kind] if value or kind is not set else ("set(", ")")

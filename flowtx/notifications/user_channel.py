@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -14,13 +14,12 @@ from flowtx.errors import InvalidPayload, Refused, Unavailable
 from flowtx.inbox import Notification, ReadMarks, Undeliverable
 from flowtx.notifications.reader import Reader
 from flowtx.notifications.service import MAX_PAGE, MAX_PATTERNS, NotificationService
+from flowtx.protocol.places import read_as
 from flowtx.sessions.service import SessionService
 from flowtx.sessions.session import Session, user_topic
 
 Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Uuid = Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\\Z")]
-
-T = TypeVar("T")
 
 
 class Attendance(Protocol):
@@ -102,7 +101,7 @@ class UserChannel(Channel):
         session = self._sessions.get_session(user_id)
         if self.topic != user_topic(user_id) or session is None:
             return error({"reason": "unauthorized"})
-        asked = _read({} if payload is None else payload, JoinPayload)
+        asked = read_as({} if payload is None else payload, JoinPayload)
         self.socket.device = asked.device
         await self._when_ready(session)
         delivery = self._notifications.delivery
@@ -152,18 +151,18 @@ class UserChannel(Channel):
         match event:
             # The two that clients send all the time need not wait for anything.
             case "activity":
-                return self._note_activity(_read(payload, ActivityPayload))
+                return self._note_activity(read_as(payload, ActivityPayload))
             case "ack":
-                return self._ack(_read(payload, AckPayload))
+                return self._ack(read_as(payload, AckPayload))
             case "mark_read":
-                return self._mark_read(_read(payload, MarkReadPayload))
+                return self._mark_read(read_as(payload, MarkReadPayload))
             case "list_notifications":
-                return self._list(_read(payload, ListPayload))
+                return self._list(read_as(payload, ListPayload))
             case "subscribe":
-                types = _read(payload, TypesPayload).types
+                types = read_as(payload, TypesPayload).types
                 return self._subscribe(add=types)
             case "unsubscribe":
-                types = _read(payload, TypesPayload).types
+                types = read_as(payload, TypesPayload).types
                 return self._subscribe(remove=types)
         raise UnhandledEvent(event)
 
@@ -232,10 +231,3 @@ class UserChannel(Channel):
                 self.push("undeliverable", entry)
             else:
                 self.push("notification", entry)
-
-
-def _read(payload: Any, form: type[T]) -> T:
-    try:
-        return msgspec.convert(payload, form)
-    except msgspec.ValidationError as problem:
-        raise InvalidPayload(str(problem)) from None

@@ -8,6 +8,7 @@ import msgspec
 
 from flowtx.errors import InvalidPayload
 from flowtx.protocol.message import Message
+from flowtx.protocol.places import of_text
 
 MAX_DEPTH: Final = 32
 MAX_NODES: Final = 2_000
@@ -40,7 +41,7 @@ def read_json(text: bytes, *, max_nodes: int | None = MAX_NODES) -> Any:
     except RecursionError:
         raise InvalidPayload(f"nested deeper than {MAX_DEPTH}") from None
     except ValueError as error:
-        raise InvalidPayload(f"not JSON that can be read: {error}") from None
+        raise InvalidPayload(f"not JSON that can be read: {of_text(text, error)}") from None
     # Brackets and commas inside strings count too, which only costs the exact count below.
     if text.count(b"[") + text.count(b"{") > MAX_DEPTH or (
         max_nodes is not None and text.count(b",") >= max_nodes // 2

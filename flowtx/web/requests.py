@@ -11,6 +11,7 @@ from twisted.web.iweb import IRequest
 from werkzeug.exceptions import HTTPException
 
 from flowtx.errors import Conflict, InvalidPayload, StorageError, UnknownOutcome
+from flowtx.protocol.places import of_text
 
 T = TypeVar("T")
 
@@ -55,12 +56,13 @@ def read_body(request: IRequest, form: type[T]) -> T:
     content_type = request.getHeader(b"content-type") or b""
     if not _JSON.fullmatch(content_type):
         raise ApiError(415, "unsupported_media_type", "give Content-Type: application/json")
+    text = request.content.read()
     try:
-        return msgspec.json.decode(request.content.read(), type=form)
+        return msgspec.json.decode(text, type=form)
     except RecursionError:
         invalid("nested too deep")
     except ValueError as error:
-        invalid(str(error))
+        invalid(of_text(text, error))
 
 
 def invalid(detail: str) -> NoReturn:

@@ -89,6 +89,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expect_hex: str | None = None
     expect_close: int | list[int | None] | None = None
     expect_nothing: bool = False
+    or_nothing: bool = False
     wait: float = 0
     repeat: int = 1
     steps: list[Step] = []
@@ -201,7 +202,15 @@ class _Run:
             await self._expect(name, step)
 
     async def _expect(self, name: str, step: Step) -> None:
-        if step.expect is not None:
+        if step.expect is not None and step.or_nothing:
+            probe = await self._send_probe(name)
+            received = await self._open[name].receive()
+            try:
+                self._same_text(name, probe, received)
+            except AssertionError:
+                self._same_text(name, step.expect, received)
+                await self._expect_text(name, probe)
+        elif step.expect is not None:
             await self._expect_text(name, step.expect)
         elif step.expect_nothing:
             await self._probe(name)
@@ -227,13 +236,19 @@ class _Run:
 
     async def _probe(self, name: str) -> None:
         """Find that the next frame is the answer to a heartbeat that is sent now."""
+        await self._expect_text(name, await self._send_probe(name))
+
+    async def _send_probe(self, name: str) -> str:
+        """Send a heartbeat; its answer."""
         self._probes += 1
         ref = f"probe-{self._probes}"
         await self._open[name].send_text(self._message(name, None, ref, "phoenix", "heartbeat"))
-        await self._expect_text(name, self._reply(name, None, ref, "phoenix"))
+        return self._reply(name, None, ref, "phoenix")
 
     async def _expect_text(self, name: str, expected: str) -> None:
-        received = await self._open[name].receive()
+        self._same_text(name, expected, await self._open[name].receive())
+
+    def _same_text(self, name: str, expected: str, received: Received) -> None:
         if not isinstance(received, Frame) or received.binary:
             raise AssertionError(f"expected {expected[:300]}, got {received}")
         text = received.payload.decode()

@@ -106,7 +106,7 @@ async def test_ten_thousand_users_all_or_none(server: InboxServer) -> None:
     status, answer = await server.ask("POST", "/api/notifications", {**GOOD, "user_ids": [*users, "x"]})
     assert (status, answer["error"]) == (413, "too_many_users")
     status, answer = await server.ask("POST", "/api/notifications", {**GOOD, "user_ids": [*users[1:], "a b"]})
-    assert (status, "$.user_ids[9999]" in answer["detail"]) == (422, True)
+    assert (status, "user_ids[9999]: " in answer["detail"]) == (422, True)
     # One of them is held: none is stored, and the rest is not held up for long.
     with program(server.database_url) as holder:
         holder.hold("user-5000")
@@ -231,8 +231,7 @@ async def test_a_wrong_value_is_named_and_nothing_is_stored(field: str, server: 
         for body in ({**GOOD, field: value}, {**GOOD, "idempotency_key": "k", field: value}):
             status, answer = await server.ask("POST", "/api/notifications", body)
             assert (status, answer["error"]) == (422, "invalid_payload"), (value, answer)
-            # What is no JSON at all has no fields.
-            assert field in answer["detail"] or "malformed" in answer["detail"], (value, answer)
+            assert answer["detail"].startswith(field), (value, answer)
     assert await stored(server) == 0
     assert (await server.ask("POST", "/api/notifications", GOOD))[0] == 202
 
@@ -355,7 +354,7 @@ async def test_wrong_parameters_and_marks_are_named(server: InboxServer) -> None
         for value in values:
             status, answer = await server.ask("POST", READ, {name: value})
             assert (status, answer["error"]) == (422, "invalid_payload"), (name, value)
-            assert name in answer["detail"] or "malformed" in answer["detail"], (name, value, answer)
+            assert answer["detail"].startswith(name), (name, value, answer)
     bodies: list[Any] = [
         {},
         {"all": True, "up_to_seq": 1},

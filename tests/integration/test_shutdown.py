@@ -15,10 +15,12 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from psycopg2 import extensions
 
 from flowtx.storage.cluster import cluster_directory
 from flowtx.storage.postmaster import servers_of
 from tests.integration.flow_process import FlowProcess, eventually
+from tests.integration.proxy import Proxy
 from tests.integration.rawclient import CLOSE, TEXT, frame, request
 
 PATIENCE = 15.0
@@ -184,6 +186,22 @@ def test_who_does_not_read_is_cut_off(tmp_path: Path) -> None:
             # It does not answer the close frame, and does not close either.
             assert server.stop() == -signal.SIGTERM
             assert line.socket.recv(2) == b"\x88\x07"
+
+
+def test_a_database_that_does_not_answer_does_not_keep_it(tmp_path: Path, database_url: str) -> None:
+    with closing(Proxy(database_url)) as proxy:
+        parts = extensions.parse_dsn(proxy.url)
+        url = f"postgresql://{parts['user']}@127.0.0.1:{parts['port']}/{parts['dbname']}"
+        with FlowProcess(tmp_path, "--users-query=claims", database=url) as server:
+            line = open_line(server, "alice", join=True)
+            eventually(lambda: "Session initialized for user: alice" in server.log, "alice is there")
+            proxy("hole")
+            os.kill(server.pid, signal.SIGTERM)
+            assert line.close_code() == 1012
+            assert line.ended()
+            assert finish(server) == -signal.SIGTERM
+            assert "1 ended Sessions could not be written" in server.log
+            assert "Traceback" not in server.log
 
 
 def test_many_are_closed_in_batches(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ class ShownTests(SynchronousTestCase):
         text = shown(value, width)
         self.assertEqual(repr(eval(text, {"nan": float("nan"), "inf": float("inf")})), repr(value))
 
+    def test_keys_are_shown_whole(self) -> None:
+        key = "0" * 1_000
+        self.assertEqual(shown({key: None}, width=10**9), repr({key: None}))
+        self.assertEqual(shown({key: None}, 1), f"{{\n    '{key}': None,\n}}")
+
     def test_structures(self) -> None:
         self.assertEqual(shown(Point(1, [Made("a", [2])])), "Point(x=1, y=[Made(name='a', parts=[2])])")
         self.assertEqual(shown(Own("canary")), "Own(…)")
@@ -73,7 +78,7 @@ class ShownTests(SynchronousTestCase):
         )
 
     def test_what_is_long_is_cut(self) -> None:
-        for value in ("x" * 10**6, b"x" * 10**6, list(range(10**6)), {"k": "x" * 10**6}):
+        for value in ("x" * 10**6, b"x" * 10**6, list(range(10**6)), {"k": "x" * 10**6}, {"x" * 10**6: 1}):
             text = shown(value)
             self.assertLess(len(text), MAX_SHOWN + 100)
             self.assertTrue(text.endswith("(cut after 65536 characters)"))

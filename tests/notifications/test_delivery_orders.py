@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from flowtx.inbox import ReadMarks
+from flowtx.inbox import Backlog, ReadMarks
 from flowtx.notifications import reader as reader_module
+from flowtx.notifications.delivery import MAX_BACKLOG
 from tests.notifications.inbox import InboxTestCase, Phone
 
 EVENTS = st.one_of(
@@ -27,9 +28,10 @@ class OrdersTests(InboxTestCase):
         phone = self.begun[number % len(self.begun)] if self.begun else None
         match event:
             case "push":
-                for _ in range(number):
+                # No more than a join is given.
+                for _ in range(min(number, MAX_BACKLOG - self.last_seq)):
                     self.push(type_="deal.won")
-            case "other":
+            case "other" if self.last_seq < MAX_BACKLOG:
                 self.unwanted.add(self.push(type_="task.due"))
             case "look":
                 self.wake()
@@ -64,8 +66,13 @@ class OrdersTests(InboxTestCase):
 
     def begin(self, phone: Phone, last_seq: int | None) -> None:
         self.begun.append(phone)
-        self.known[phone] = (last_seq is None, self.last_seq, frozenset(self.read))
-        phone.begin(last_seq)
+        read = frozenset(self.read)
+
+        def note(backlog: Backlog) -> None:
+            # It may have been read later: one read of backlogs is under way at a time.
+            self.known[phone] = (last_seq is None, backlog.last_seq, read)
+
+        phone.begin(last_seq).addCallback(note)
 
     @settings(max_examples=300, deadline=None)
     @given(st.lists(EVENTS, max_size=50))

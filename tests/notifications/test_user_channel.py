@@ -115,13 +115,13 @@ class UserChannelTests(ChannelTestCase):
     def test_bad_payloads_are_named_and_the_connection_lives_on(self) -> None:
         client = self.connect()
         joins: list[tuple[object, str]] = [
-            ({"last_seq": -1}, "$.last_seq"),
-            ({"last_seq": "1"}, "$.last_seq"),
-            ({"last_seq": 1.5}, "$.last_seq"),
-            ({"last_seq": True}, "$.last_seq"),
-            ({"last_seq": 2**63}, "$.last_seq"),
-            ({"device": 7}, "$.device"),
-            ({"device": "x" * 129}, "$.device"),
+            ({"last_seq": -1}, "last_seq: "),
+            ({"last_seq": "1"}, "last_seq: "),
+            ({"last_seq": 1.5}, "last_seq: "),
+            ({"last_seq": True}, "last_seq: "),
+            ({"last_seq": 2**63}, "last_seq: "),
+            ({"device": 7}, "device: "),
+            ({"device": "x" * 129}, "device: "),
             ([], "array"),
             ("x", "str"),
         ]
@@ -131,13 +131,13 @@ class UserChannelTests(ChannelTestCase):
         marks: list[tuple[object, str]] = [
             ({}, "exactly one"),
             ({"ids": [], "all": True}, "exactly one"),
-            ({"ids": ["x"]}, "$.ids[0]"),
-            ({"ids": [1]}, "$.ids[0]"),
-            ({"ids": ["00000000-0000-4000-8000-000000000000\n"]}, "$.ids[0]"),
-            ({"ids": ["00000000-0000-4000-8000-000000000000"] * 1_001}, "$.ids"),
-            ({"up_to_seq": -1}, "$.up_to_seq"),
-            ({"up_to_seq": 2**63}, "$.up_to_seq"),
-            ({"all": False}, "$.all"),
+            ({"ids": ["x"]}, "ids[0]: "),
+            ({"ids": [1]}, "ids[0]: "),
+            ({"ids": ["00000000-0000-4000-8000-000000000000\n"]}, "ids[0]: "),
+            ({"ids": ["00000000-0000-4000-8000-000000000000"] * 1_001}, "ids: "),
+            ({"up_to_seq": -1}, "up_to_seq: "),
+            ({"up_to_seq": 2**63}, "up_to_seq: "),
+            ({"all": False}, "all: "),
             (None, "null"),
             ([1], "array"),
         ]

@@ -71,12 +71,12 @@ class EventsTests(ChannelTestCase):
 
     def test_lists_that_are_refused(self) -> None:
         for limit in (0, -1, 101, 2**63, 2**64, 1.0, "1", True, None, [1]):
-            self.check_refused("list_notifications", {"limit": limit}, "$.limit")
+            self.check_refused("list_notifications", {"limit": limit}, "limit: ")
         for before in SEQS_REFUSED:
             if before is not None:
-                self.check_refused("list_notifications", {"before_seq": before}, "$.before_seq")
+                self.check_refused("list_notifications", {"before_seq": before}, "before_seq: ")
         for unread in (1, 0, "true", None, [None]):
-            self.check_refused("list_notifications", {"unread": unread}, "$.unread")
+            self.check_refused("list_notifications", {"unread": unread}, "unread: ")
         for payload, named in (([], "array"), (None, "null"), ("x", "str"), (1, "int")):
             self.check_refused("list_notifications", payload, named)
         self.assertEqual(self.asked("list_notifications", {})["unread"], 0)
@@ -111,14 +111,14 @@ class EventsTests(ChannelTestCase):
 
     def test_patterns_that_are_refused(self) -> None:
         kinds: list[tuple[object, str]] = [
-            ([1], "$.types[0]"),
-            ([None], "$.types[0]"),
-            (["a", ["b"]], "$.types[1]"),
-            (["a" * 129], "$.types[0]"),
-            ("deal.*", "$.types"),
-            ({"deal.*": True}, "$.types"),
-            (None, "$.types"),
-            (["a"] * 101, "$.types"),
+            ([1], "types[0]: "),
+            ([None], "types[0]: "),
+            (["a", ["b"]], "types[1]: "),
+            (["a" * 129], "types[0]: "),
+            ("deal.*", "types: "),
+            ({"deal.*": True}, "types: "),
+            (None, "types: "),
+            (["a"] * 101, "types: "),
             ([""], "types: got ''"),
             (["a", "de*al"], "types: got 'de*al'"),
             (["**"], "types: got '**'"),
@@ -129,7 +129,7 @@ class EventsTests(ChannelTestCase):
         for event in ("subscribe", "unsubscribe"):
             for types, named in kinds:
                 self.check_refused(event, {"types": types}, named)
-            self.check_refused(event, {}, "`types`")
+            self.check_refused(event, {}, "types: ")
             self.check_refused(event, ["a"], "array")
             self.check_refused(event, None, "null")
         self.assertEqual(self.asked("subscribe", {"types": []}), {"types": []})
@@ -169,8 +169,8 @@ class EventsTests(ChannelTestCase):
         self.wake()
         self.frames(self.client)
         for seq in SEQS_REFUSED:
-            self.check_refused("ack", {"seq": seq}, "$.seq")
-        self.check_refused("ack", {}, "`seq`")
+            self.check_refused("ack", {"seq": seq}, "seq: ")
+        self.check_refused("ack", {}, "seq: ")
         self.check_refused("ack", [1], "array")
         self.check_refused("ack", None, "null")
         self.check_refused("ack", {"seq": 2}, "seq: got 2; the latest is 1")
@@ -183,7 +183,7 @@ class EventsTests(ChannelTestCase):
         for payload in ({}, {"status": "online"}, {"status": "away"}, {"status": None}):
             self.assertEqual(self.asked("activity", payload), {})
         for status in ("offline", "", 1, True, [None]):
-            self.check_refused("activity", {"status": status}, "$.status")
+            self.check_refused("activity", {"status": status}, "status: ")
 
     # Whatever comes
 

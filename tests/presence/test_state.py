@@ -211,6 +211,8 @@ def instructions(call: Callable[[], object]) -> int:
         return trace
 
     before = sys.gettrace()
+    # CPython 3.12 looks for a frame that wants it when tracing begins, and never again.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         call()
