@@ -73,6 +73,20 @@ class Client:
                     raise AssertionError(f"{wanted} did not come, {why}; the client told {self.events}")
                 self._told.wait(remaining)
 
+    def forget(self) -> None:
+        """Take all that it has told so far."""
+        with self._told:
+            self._taken.update(range(len(self.events)))
+
+    def untaken(self, what: str) -> list[Event]:
+        """Tell the events of a kind that were not taken."""
+        with self._told:
+            return [
+                event
+                for number, event in enumerate(self.events)
+                if number not in self._taken and event["what"] == what
+            ]
+
     def all(self, what: str, **fields: object) -> list[Event]:
         """Tell all events of a kind so far, taken or not."""
         wanted = {"what": what, **fields}

@@ -1,5 +1,5 @@
-// The stock client of npm "phoenix", driven by JSON: a command a line on stdin, an event a line on
-// stdout. It ends with its standard input.
+// The stock client of npm "phoenix", or another package with its interface that is named on the command line,
+// driven by JSON: a command a line on stdin, an event a line on stdout. It ends with its standard input.
 //
 //   {"do": "connect", "url": "ws://…/socket", "params": {}, "authToken": "…", "options": {}}
 //   {"do": "join", "topic": "…", "payload": {}, "resume": true}    resume: gives last_seq when it rejoins
@@ -12,13 +12,16 @@
 //   {"do": "disconnect"}
 //
 // Events: open, close (code, reason), refused (status, body), join and reply (status, response), message
-// (topic, event, payload, joinRef, ref), left, pong, sent (every frame, as the client wrote it), and of
+// (topic, event, payload, joinRef, ref), left, pong, disconnected, sent (every frame, as the client wrote it), and of
 // its class Presence: presence_join and presence_leave (topic, key, others: how many metas the key has
 // besides), presence_sync (topic, state).
 
 import { createInterface } from "node:readline"
-import { Presence, Socket } from "phoenix"
 import WebSocket from "ws"
+
+const module = await import(process.argv[2] ?? "phoenix")
+// One that is written in CommonJS has its names one level down.
+const { Presence, Socket } = module.Socket ? module : module.default
 
 const tell = (what, fields = {}) => process.stdout.write(JSON.stringify({ what, ...fields }) + "\n")
 
@@ -54,6 +57,7 @@ const channels = new Map()
 
 const commands = {
   connect({ url, params = {}, authToken, options = {} }) {
+    channels.clear()
     socket = new Socket(url, { transport: Transport, params, authToken, ...options })
     socket.onOpen(() => tell("open", { protocol: socket.conn.protocol }))
     socket.onClose(({ code, reason }) => tell("close", { code, reason }))
@@ -65,9 +69,9 @@ const commands = {
 
   join({ topic, payload = {}, resume = false, presence = false }) {
     let lastSeq = null
-    const channel = socket.channel(topic, () =>
-      resume && lastSeq !== null ? { ...payload, last_seq: lastSeq } : payload,
-    )
+    // The older client takes no function.
+    const resumed = () => (lastSeq !== null ? { ...payload, last_seq: lastSeq } : payload)
+    const channel = socket.channel(topic, resume ? resumed : payload)
     channels.set(topic, channel)
     channel.on("notification", (notification) => {
       lastSeq = notification.seq
@@ -82,7 +86,7 @@ const commands = {
   push({ topic, event, payload = {}, id }) {
     const replied = (status) => (response) => tell("reply", { id, status, response })
     const push = channels.get(topic).push(event, payload)
-    for (const status of ["ok", "error", "timeout"]) push.receive(status, replied(status))
+    for (const status of ["ok", "error", "timeout", "pending"]) push.receive(status, replied(status))
   },
 
   leave({ topic }) {
@@ -90,7 +94,15 @@ const commands = {
   },
 
   ping() {
-    socket.ping(() => tell("pong"))
+    if (socket.ping) {
+      socket.ping(() => tell("pong"))
+    } else {
+      // The older client has none; what it gets, it tells of in order.
+      const ref = socket.makeRef()
+      const heard = (message) => message.ref === ref && tell("pong")
+      socket.onMessage(heard)
+      socket.push({ topic: "phoenix", event: "heartbeat", payload: {}, ref })
+    }
   },
 
   send({ text }) {
@@ -102,7 +114,7 @@ const commands = {
   },
 
   disconnect() {
-    socket.disconnect()
+    socket.disconnect(() => tell("disconnected"))
   },
 }
 

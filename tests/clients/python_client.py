@@ -1,12 +1,14 @@
 """The client of PyPI ``phoenix-channels-python-client``, driven by JSON: see `tests.clients.driver`.
 
-    {"do": "connect", "url": "ws://…/socket/websocket?token=…", "headers": {…}}
+    {"do": "connect", "url": "ws://…/socket/websocket?token=…", "headers": {…}, "version": "2.0",
+                      "heartbeat": 0.2}
     {"do": "join", "topic": "…"}
     {"do": "push", "topic": "…", "event": "…", "payload": {…}, "ref": "…"}
     {"do": "leave", "topic": "…"}
+    {"do": "disconnect"}
 
 Events: connected, failed (error), joined, refused (error), message (topic, event, payload, join_ref,
-expected_join_ref), heartbeat, left, disconnected (error), reconnected, lost (topic, error).
+expected_join_ref), heartbeat, left, disconnected (error), reconnected, lost (topic, error), ended.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def tell(what: str, **fields: object) -> None:
 class Driver:
     client: PHXChannelsClient
 
-    async def connect(self, url: str, headers: dict[str, str] | None = None) -> None:
+    async def connect(
+        self, url: str, headers: dict[str, str] | None = None, version: str = "2.0", heartbeat: float = 0.2
+    ) -> None:
         async def disconnected(error: Exception | None) -> None:
             tell("disconnected", error=str(error))
 
@@ -50,8 +54,9 @@ class Driver:
         self.client = PHXChannelsClient(
             url,
             "no-key",
+            protocol_version=version,
             reconnect_policy=POLICY,
-            heartbeat_interval_s=0.2,
+            heartbeat_interval_s=heartbeat,
             on_heartbeat_ack=lambda: tell("heartbeat"),
             on_disconnect=disconnected,
             on_reconnect=reconnected,
@@ -93,6 +98,10 @@ class Driver:
     async def leave(self, topic: str) -> None:
         await self.client.unsubscribe_from_topic(topic)
         tell("left", topic=topic)
+
+    async def disconnect(self) -> None:
+        await self.client.shutdown("the driver was told to")
+        tell("ended")
 
 
 async def main() -> None:

@@ -156,7 +156,7 @@ async def run_case(
         AssertionError: the server did something else, or nothing.
     """
     run = _Run(connect, pause)
-    for number, step in enumerate(_flat(case.steps)):
+    for number, step in enumerate(flat(case.steps)):
         try:
             await run.step(step)
         except AssertionError as problem:
@@ -255,7 +255,7 @@ class _Run:
         v1 = name in self._v1
         if re.search(r"\s", _STRING.sub("", text)):
             raise AssertionError(f"not compact: {text[:300]}")
-        if not _equal(json.loads(expected), json.loads(text)) or _refs(expected, v1) != _refs(text, v1):
+        if not equal(json.loads(expected), json.loads(text)) or _refs(expected, v1) != _refs(text, v1):
             raise AssertionError(f"expected {expected[:300]}, got {text[:300]}")
 
     def _message(self, name: str, join_ref: str | None, ref: str, topic: str, event: str) -> str:
@@ -282,7 +282,7 @@ class _Ended:
         raise AssertionError("the connection was closed before")
 
 
-def _flat(steps: list[Step]) -> Iterator[Step]:
+def flat(steps: list[Step]) -> Iterator[Step]:
     """Write out what is repeated and filled in."""
     for step in steps:
         for number in range(step.repeat):
@@ -313,14 +313,14 @@ def _refs(text: str, v1: bool) -> tuple[bytes, ...]:
     return tuple(bytes(ref) for ref in _REFS_V2.decode(text)[:2])
 
 
-def _equal(expected: Any, got: Any) -> bool:
+def equal(expected: Any, got: Any) -> bool:
     """Compare JSON values by their types too: 1 is neither 1.0 nor true."""
     if expected == ANY_TEXT:
         return isinstance(got, str)
     if isinstance(expected, dict) and isinstance(got, dict):
-        return expected.keys() == got.keys() and all(_equal(expected[key], got[key]) for key in expected)
+        return expected.keys() == got.keys() and all(equal(expected[key], got[key]) for key in expected)
     if isinstance(expected, list) and isinstance(got, list):
-        return len(expected) == len(got) and all(map(_equal, expected, got))
+        return len(expected) == len(got) and all(map(equal, expected, got))
     return repr(expected) == repr(got)
 
 
