@@ -1,4 +1,7 @@
-"""The 301 cases of the Autobahn|Testsuite against this server's connections."""
+"""The 301 cases of the Autobahn|Testsuite against this server's connections, as ``twistd flow`` makes them.
+
+Groups 12 and 13 are about compression, which is never switched on here: no extension is taken.
+"""
 
 from __future__ import annotations
 

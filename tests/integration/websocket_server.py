@@ -18,6 +18,7 @@ from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublish
 from zope.interface import implementer
 
 from flowtx.auth import TokenVerifier, mint
+from flowtx.bursts import Bursts
 from flowtx.channels.channel import Channel, InResult, JoinResult, ok
 from flowtx.channels.router import Router
 from flowtx.config import Settings
@@ -206,7 +207,9 @@ class Server:
         self.settings = Settings(**settings)
         keys = StaticKey(secret_key(SECRET, self.settings.jwt_algorithms))
         self.directory = directory or MemoryUserDirectory(users())
-        self.pubsub = MemoryPubSub()
+        # As the application does it: what bursts send is joined.
+        bursts = Bursts(reactor)
+        self.pubsub = MemoryPubSub(bursts=bursts)
         self.sessions = SessionService(
             self.directory, pubsub=self.pubsub, clock=reactor, limits=limits or Limits(reconnect_window=0)
         )
@@ -220,6 +223,7 @@ class Server:
             admission=Admission(self.settings.handshake_rate, self.settings.handshake_concurrency),
             metrics=Metrics(),
             reactor=reactor,
+            bursts=bursts,
         )
         self.factory.protocol = protocol
         self.protocols = self.factory.made
