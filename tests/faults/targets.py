@@ -21,7 +21,7 @@ from flowtx.storage.program import Program, Programs
 from tests.integration.flow_process import FlowProcess
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-KILL_PATIENCE: Final = 20.0
+KILL_PATIENCE: Final = 60.0
 """Seconds in which PostgreSQL must have ended."""
 
 
